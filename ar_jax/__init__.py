@@ -1,0 +1,1 @@
+"""ar_jax: autoregressive image generation in JAX and Flax."""

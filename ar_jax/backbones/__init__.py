@@ -1,0 +1,1 @@
+"""Backbones: how context becomes hidden states."""

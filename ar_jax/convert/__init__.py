@@ -1,0 +1,1 @@
+"""Official PyTorch releases <-> our parameters."""

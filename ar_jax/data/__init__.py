@@ -1,0 +1,1 @@
+"""Data sources and Grain pipelines, uint8 on the host."""

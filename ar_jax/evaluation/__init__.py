@@ -1,0 +1,1 @@
+"""Measurements of tokenizers and generators, and their plots."""

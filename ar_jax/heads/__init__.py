@@ -1,0 +1,1 @@
+"""Heads: p(code | hidden)."""

@@ -1,0 +1,1 @@
+"""Layers shared by tokenizers, backbones and heads: attention, positions, blocks, convolutions."""

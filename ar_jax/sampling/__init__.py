@@ -1,0 +1,1 @@
+"""Samplers: how codes are drawn."""

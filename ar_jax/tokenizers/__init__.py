@@ -1,0 +1,1 @@
+"""Tokenizers: image <-> codes."""

@@ -1,0 +1,1 @@
+"""Train state, optimiser, step and loop."""
