@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 
 # Before jax is imported; set in the environment so that scripts started by tests inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 from absl import flags
 
+ROOT = Path(__file__).resolve().parent.parent
 DEVICES = 8
 
 # Before any other jax call: the backend is made once, by the first of them.
@@ -19,3 +23,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Modules that define absl flags are imported by tests without app.run.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def tracked_files() -> list[Path]:
+    """Files of the project: those in version control, or all where the tree came without it."""
+    if (ROOT / ".git").exists():
+        command = ["git", "ls-files"]
+        listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        paths = [ROOT / line for line in listing.stdout.splitlines()]
+    else:
+        ignored = {line.strip("/\n") for line in (ROOT / ".gitignore").open()}
+        entries = [entry for entry in ROOT.iterdir() if entry.name not in ignored]
+        paths = [path for entry in entries for path in [entry, *entry.rglob("*")]]
+        paths = [p for p in paths if not {"__pycache__", "ar_jax.egg-info"} & set(p.parts)]
+    return [path for path in paths if path.is_file()]
