@@ -33,7 +33,7 @@ def tracked_files() -> list[Path]:
         listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         paths = [ROOT / line for line in listing.stdout.splitlines()]
     else:
-        ignored = {line.strip("/\n") for line in (ROOT / ".gitignore").open()}
+        ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
         entries = [entry for entry in ROOT.iterdir() if entry.name not in ignored]
         paths = [path for entry in entries for path in [entry, *entry.rglob("*")]]
         paths = [p for p in paths if not {"__pycache__", "ar_jax.egg-info"} & set(p.parts)]

@@ -56,11 +56,10 @@ def test_no_machine_or_registry_in_the_tree(tracked_files):
 @pytest.mark.parametrize(
     ("text", "hits"),
     [
-        ("--workdir=" + "/tmp" + "/var", 1),
-        ("see " + "/work" + "/main", 1),
+        ("--workdir=/" + "tmp/var", 1),
+        ("see '/" + "work/main'", 1),
         (f"pip install {OPTIONS[0]} https://{HOSTS[0]}/simple", 2),
-        ("https://github.com/a/" + "work" + "/b and ~/" + "work/x, a/" + "tmp", 0),
-        ("the work" + "/root ratio, ../" + "work", 0),
+        ("https://github.com/a/" + "work/b, ~/" + "work, a/" + "tmp, ../" + "root", 0),
     ],
 )
 def test_forbidden_text(text, hits):
