@@ -1,0 +1,108 @@
+"""The contracts between the parts of a system, and the small pytrees that travel between them.
+
+Axis letters: B batch, L code positions, S steps, T sequence with condition rows, D width, H heads,
+K head width, V vocabulary, C channels, h x w the latent grid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import flax.linen as nn
+import flax.struct
+import jax
+
+from ar_jax.schedules import Schedule
+
+Array = jax.Array
+Params = Any  # plain dict pytree of float32 arrays
+Stats = Any  # pytree of non-gradient training state
+Batch = dict[str, Array]
+Cond = dict[str, Array]
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of the rows seen so far, one array a layer (samplers unroll the layers).
+
+    A tuple instead of a stacked array because a decode step that updates one slice of a stacked
+    cache makes XLA copy the others.
+    """
+
+    k: tuple[Array, ...]  # each [B, T, H, K]
+    v: tuple[Array, ...]  # each [B, T, H, K]
+
+
+@flax.struct.dataclass
+class Samples:
+    """What a sampler returns."""
+
+    codes: Array  # int32 [B, L] in generation order
+    images: Array  # float32 [B, H, W, C] in [-1, 1]
+
+
+@flax.struct.dataclass
+class Aux:
+    """What a loss returns beside its scalar.
+
+    Attributes:
+        metrics: float32 scalars, means over the batch.
+        sums: pytree that is added over microbatches (code counts and the like).
+        last: pytree of which the last microbatch's value is kept.
+    """
+
+    metrics: dict[str, Array]
+    sums: Any = dataclasses.field(default_factory=dict)
+    last: Any = dataclasses.field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """What training minimises. Implementations are frozen dataclasses that hold Linen modules."""
+
+    def init(self, key: Array) -> Params:
+        """Float32 parameters; pure, so that ``jax.eval_shape`` and ``jax.jit`` take it."""
+        ...
+
+    def init_stats(self, params: Params) -> Stats:
+        """Training state without gradient (codebook statistics); ``{}`` if there is none."""
+        ...
+
+    def loss(
+        self, params: Params, stats: Stats, frozen: Params, batch: Batch, key: Array, train: bool
+    ) -> tuple[Array, Aux]:
+        """Scalar loss and what goes with it.
+
+        ``batch`` holds ``image`` uint8 [B, H, W, C] or ``codes`` int32 [B, L], ``label`` int32 [B],
+        and in evaluation ``mask`` float32 [B], 0 for padding rows. ``frozen`` are parameters that
+        are not trained (the tokenizer of a generator).
+        """
+        ...
+
+    def finish(
+        self, params: Params, stats: Stats, sums: Any, last: Any, key: Array
+    ) -> tuple[Params, Stats]:
+        """Once a step, after the optimiser's update: EMA codebooks, restart of dead codes."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class System:
+    """A generator: one choice on every axis. Hashable, hence a static argument of jitted code.
+
+    Parameters of a system are ``{'tokenizer': ..., 'backbone': ..., 'head': ...}``.
+    """
+
+    tokenizer: nn.Module
+    schedule: Schedule
+    backbone: nn.Module
+    head: nn.Module
+
+
+def weighted_mean(values: Array, mask: Array | None) -> Array:
+    """Mean over the batch axis of ``values`` [B, ...] with weights ``mask`` [B]; scalar."""
+    if mask is None:
+        return values.mean()
+    weights = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
+    count = mask.sum() * (values.size / values.shape[0])
+    return (values * weights).sum() / count.clip(min=1e-9)

@@ -1,0 +1,307 @@
+"""The decoder-only transformer over a schedule: VAR's and LlamaGen's by its fields.
+
+Rows of the sequence: the condition's prefix first, then one row for every code of the steps after
+the first. The last n_1 prefix rows predict step 1; a later row predicts its own code and is fed
+what the step may see of earlier steps: the previous code (raster) or the coarser scales' sum
+resampled to this scale (next-scale).
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ar_jax.api import Cache, Cond
+from ar_jax.backbones.conditions import ClassCondition, TextCondition
+from ar_jax.nn.attention import visibility
+from ar_jax.nn.blocks import Modulation, Stack, unstack
+from ar_jax.nn.layers import RMSNorm, layer_norm
+from ar_jax.nn.positions import rope_2d
+from ar_jax.schedules import Schedule
+
+Array = jax.Array
+
+
+class Decoder(nn.Module, kw_only=True):
+    """Causal-by-step decoder. Calls return (hidden float32 [B, n, D], cache).
+
+    Attributes:
+        schedule: the generation order; fixes the number of rows and the visibility.
+        condition: 'class' (num_classes) or 'text' (caption_length, caption_features).
+        context: what later rows are fed: 'codes' (int32, an embedding of vocab_size rows) or
+            'features' (float [.., feature_width], a linear layer).
+        positions: 'learned' (position, scale and start tables) or 'rope' (2-D rotary).
+        norm, modulation, qk_norm, ...: see `ar_jax.nn.blocks`. logit_scale None: K ** -0.5.
+        mlp_hidden: None: 4 D.
+        init_std: of linear layers and embeddings; None: sqrt(1 / (3 D)), VAR's.
+        depth_scaled_init: divide the residual outputs' std by sqrt(2 depth).
+    """
+
+    schedule: Schedule
+    width: int
+    depth: int
+    heads: int
+    condition: str = "class"
+    num_classes: int = 0
+    caption_length: int = 0
+    caption_features: int = 0
+    context: str
+    vocab_size: int = 0
+    feature_width: int = 0
+    positions: str
+    rope_base: float = 10_000.0
+    norm: str
+    norm_epsilon: float
+    modulation: str = "none"
+    qk_norm: str = "none"
+    logit_scale: float | None = None
+    attention_bias: str = "none"
+    activation: str
+    gated: bool = False
+    mlp_bias: bool = False
+    mlp_hidden: int | None = None
+    token_dropout: float = 0.0
+    residual_dropout: float = 0.0
+    mlp_dropout: float = 0.0
+    drop_path: float = 0.0
+    init_std: float | None = None
+    depth_scaled_init: bool = False
+    gate_init: float = 1e-3
+    modulation_init: float = 0.5
+    remat: str = "none"
+    scan: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def conditioner(self) -> ClassCondition | TextCondition:
+        """The condition module, also for its parameterless ``null`` and ``rows``."""
+        if self.condition == "text":
+            return TextCondition(
+                length=self.caption_length,
+                features=self.caption_features,
+                width=self.width,
+                init_std=self._std,
+                dtype=self.dtype,
+                parent=None,
+                name="condition",
+            )
+        return ClassCondition(
+            num_classes=self.num_classes,
+            width=self.width,
+            init_std=self._std,
+            parent=None,
+            name="condition",
+        )
+
+    @property
+    def prefix_rows(self) -> int:
+        """Rows before the second step's: the condition's, at least one for each first code."""
+        return max(self.conditioner.rows, self.schedule.sizes[0])
+
+    @property
+    def lead(self) -> int:
+        """Prefix rows that predict nothing."""
+        return self.prefix_rows - self.schedule.sizes[0]
+
+    @property
+    def rows(self) -> int:
+        """T, all rows of the sequence."""
+        return self.lead + self.schedule.length
+
+    @property
+    def _std(self) -> float:
+        return (3 * self.width) ** -0.5 if self.init_std is None else self.init_std
+
+    def init_cache(self, batch_size: int) -> Cache:
+        """An empty cache in the compute dtype."""
+        shape = (batch_size, self.rows, self.heads, self.width // self.heads)
+
+        def empty() -> tuple[Array, ...]:
+            return tuple(jnp.zeros(shape, self.dtype) for _ in range(self.depth))
+
+        return Cache(k=empty(), v=empty())
+
+    @nn.nowrap
+    def for_sampling(self, params: dict) -> tuple[Decoder, dict]:
+        """This decoder unrolled, with its parameters unstacked: what samplers run."""
+        if not self.scan:
+            return self, params
+        return self.clone(scan=False), params | {"stack": unstack(params["stack"], self.depth)}
+
+    @nn.compact
+    def __call__(
+        self,
+        context: Array | None,
+        cond: Cond,
+        *,
+        step: Array | int | None = None,
+        cache: Cache | None = None,
+        train: bool = False,
+    ) -> tuple[Array, Cache | None]:
+        """Hidden states after the final norm.
+
+        Args:
+            context: without ``step`` the inputs of all rows after the prefix, [B, L - n_1] or
+                [B, L - n_1, F] (teacher forcing); with a step > 0 that step's [B, n_s(, F)].
+            cond: see `conditions`.
+            step: None for all steps at once; else this step only, reading and extending ``cache``.
+                A traced step needs equal step sizes.
+            train: dropout and stochastic depth on; needs rngs 'dropout' and 'drop_path'.
+
+        Returns:
+            float32 [B, L, D] without step, [B, n_s, D] with.
+        """
+        prefix, prefix_mask = self.conditioner.copy(parent=self, name="condition")(cond)
+        if self.positions == "learned" and self.schedule.sizes[0] > 1:
+            # One class row serves every code of a first step larger than one.
+            prefix = jnp.broadcast_to(
+                prefix[:, -1:], (prefix.shape[0], self.prefix_rows, self.width)
+            )
+        vector = prefix[:, -1]  # [B, D], before positions are added
+        first_row, count = self._row_range(step)
+        x = self._embed(context, prefix, step)  # [B, count, D]
+        x = self._add_positions(x, first_row, count, starts=step is None or is_first(step))
+        x = nn.Dropout(self.token_dropout, deterministic=not train)(x).astype(self.dtype)
+        condition = vector
+        if self.modulation == "shared":
+            init = nn.initializers.normal(self._std)
+            condition = Modulation(
+                vectors=6, init=init, dtype=self.dtype, name="shared_modulation"
+            )(vector)
+        x, caches = Stack(
+            depth=self.depth,
+            block=self._block_fields(),
+            scan=self.scan,
+            remat=self.remat,
+            drop_path=self.drop_path,
+            name="stack",
+        )(
+            x,
+            condition,
+            self._rope(first_row, count),
+            self._mask(step, first_row, count, prefix_mask),
+            None if cache is None else tuple(zip(cache.k, cache.v, strict=True)),
+            first_row,
+            first_row + count if isinstance(first_row, int) else None,
+            train,
+        )
+        if caches is not None:
+            cache = Cache(k=tuple(c[0] for c in caches), v=tuple(c[1] for c in caches))
+        if step is None or is_first(step):
+            x = x[:, self.lead :]
+        return self._final_norm(x, vector), cache
+
+    def _row_range(self, step: Array | int | None) -> tuple[Array | int, int]:
+        """(first row, number of rows) that a call computes."""
+        if step is None:
+            return 0, self.rows
+        if is_first(step):
+            return 0, self.prefix_rows
+        if isinstance(step, int):
+            return self.lead + self.schedule.starts[step], self.schedule.sizes[step]
+        size = self.schedule.sizes[0]
+        return self.lead + step * size, size
+
+    def _embed(self, context: Array | None, prefix: Array, step: Array | int | None) -> Array:
+        init = nn.initializers.normal(self._std)
+        if self.context == "codes":
+            embed = nn.Embed(self.vocab_size, self.width, embedding_init=init, name="token_embed")
+        else:
+            embed = nn.Dense(
+                self.width, kernel_init=init, dtype=jnp.float32, name="token_embed"
+            )  # float32 as the official embedding sum
+        if step is not None and is_first(step):
+            return prefix
+        tokens = embed(context)
+        return jnp.concatenate([prefix, tokens], axis=1) if step is None else tokens
+
+    def _add_positions(self, x: Array, first: Array | int, count: int, *, starts: bool) -> Array:
+        if self.positions != "learned":
+            return x
+        init = nn.initializers.normal(self._std)
+        rows, first_size = self.schedule.length, self.schedule.sizes[0]
+        if self.lead:
+            raise ValueError("positions='learned' needs a one-row condition; use condition='class'")
+        position = self.param("position", init, (rows, self.width), jnp.float32)
+        scale = self.param("scale_embed", init, (len(self.schedule.grids), self.width), jnp.float32)
+        start = self.param("position_start", init, (first_size, self.width), jnp.float32)
+        table = position + scale[self.schedule.coords[:, 0]]  # [L, D]
+        x = x + jax.lax.dynamic_slice_in_dim(table, first, count)[None]
+        return x.at[:, :first_size].add(start[None]) if starts else x
+
+    def _rope(self, first: Array | int, count: int) -> Array | None:
+        if self.positions != "rope":
+            return None
+        # Rows fed the previous code turn by that code's cell, rows fed features by their own.
+        held = self.rows - self.prefix_rows
+        cells = self.schedule.coords[:, 1:]
+        cells = cells[:held] if self.context == "codes" else cells[self.schedule.sizes[0] :]
+        table = np.zeros((self.rows, self.width // self.heads // 2, 2), np.float32)
+        table[self.prefix_rows :] = rope_2d(cells, self.width // self.heads, self.rope_base)
+        return jax.lax.dynamic_slice_in_dim(jnp.asarray(table), first, count)
+
+    def _mask(
+        self, step: Array | int | None, first: Array | int, count: int, prefix_mask: Array | None
+    ) -> Array | None:
+        """Bool, broadcastable to [B, H, count, visible rows]; None if all is visible."""
+        steps = np.concatenate([np.arange(-self.lead, 0), self.schedule.step_id]).astype(np.int32)
+        static = isinstance(first, int)
+        keys = jnp.asarray(steps[: first + count] if static else steps)
+        queries = jax.lax.dynamic_slice_in_dim(jnp.asarray(steps), first, count)
+        if static and step is not None and (first > 0 or not self.lead):
+            mask = None  # everything up to the step's own rows
+        else:
+            mask = visibility(queries, keys)[None, None]
+        if prefix_mask is None:
+            return mask
+        real = jnp.concatenate(
+            [prefix_mask, jnp.ones((prefix_mask.shape[0], len(keys) - self.prefix_rows), bool)], 1
+        )[:, None, None]
+        # A padded row still sees itself, so that no softmax is empty.
+        itself = (jnp.arange(len(keys))[None] == (first + jnp.arange(count))[:, None])[None, None]
+        return (real | itself) if mask is None else (mask & (real | itself))
+
+    def _final_norm(self, x: Array, vector: Array) -> Array:
+        x = x.astype(jnp.float32)
+        if self.norm == "rmsnorm":
+            x = RMSNorm(epsilon=self.norm_epsilon, name="final_norm")(x)
+        else:
+            x = layer_norm(x, epsilon=self.norm_epsilon)
+        if self.modulation == "none":
+            return x
+        init = nn.initializers.normal(self._std * self.modulation_init)
+        modulation = Modulation(vectors=2, init=init, dtype=jnp.float32, name="final_modulation")
+        scale, shift = jnp.split(modulation(vector), 2, axis=1)  # each [B, 1, D]
+        return x * (1 + scale) + shift
+
+    def _block_fields(self) -> tuple:
+        head_width = self.width // self.heads
+        depth_factor = (2 * self.depth) ** -0.5 if self.depth_scaled_init else 1.0
+        fields = dict(
+            heads=self.heads,
+            mlp_hidden=self.mlp_hidden or 4 * self.width,
+            norm=self.norm,
+            norm_epsilon=self.norm_epsilon,
+            modulation=self.modulation,
+            qk_norm=self.qk_norm,
+            logit_scale=head_width**-0.5 if self.logit_scale is None else self.logit_scale,
+            attention_bias=self.attention_bias,
+            activation=self.activation,
+            gated=self.gated,
+            mlp_bias=self.mlp_bias,
+            residual_dropout=self.residual_dropout,
+            mlp_dropout=self.mlp_dropout,
+            init_std=self._std,
+            out_init_std=self._std * depth_factor,
+            gate_init=self.gate_init,
+            modulation_init=self.modulation_init,
+            dtype=self.dtype,
+        )
+        return tuple(fields.items())
+
+
+def is_first(step: Array | int | None) -> bool:
+    """True for the static step 0, whose rows are the condition's prefix."""
+    return isinstance(step, int) and step == 0

@@ -1,0 +1,237 @@
+"""From a config to a system: one plain dict for every axis, and errors that name the field."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+
+from ar_jax import schedules
+from ar_jax.api import Objective, System
+from ar_jax.backbones.decoder import Decoder
+from ar_jax.heads.categorical import CategoricalHead
+from ar_jax.nn.blocks import REMAT_POLICIES
+from ar_jax.objectives.likelihood import Likelihood
+from ar_jax.objectives.tokenizer import TokenizerObjective
+from ar_jax.sampling.filters import Knobs
+from ar_jax.sampling.guidance import Guidance
+from ar_jax.schedules import Schedule
+from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
+from ar_jax.tokenizers.tokenizer import Tokenizer
+
+Config = ml_collections.ConfigDict | Mapping[str, Any]
+
+QUANTIZERS = {"vq": VectorQuantizer, "multiscale_vq": MultiScaleQuantizer}
+SCHEDULES = {"raster": schedules.raster, "next_scale": schedules.next_scale}
+BACKBONES = {"decoder": Decoder}
+HEADS = {"categorical": CategoricalHead}
+OBJECTIVES = {"tokenizer": TokenizerObjective, "likelihood": Likelihood}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# Values that modules only compare with, and would otherwise pass over in silence.
+CHOICES = {
+    "backbone.condition": ("class", "text"),
+    "backbone.context": ("codes", "features"),
+    "backbone.positions": ("learned", "rope"),
+    "backbone.norm": ("layernorm", "rmsnorm"),
+    "backbone.modulation": ("none", "own", "shared"),
+    "backbone.qk_norm": ("none", "cosine"),
+    "backbone.attention_bias": ("none", "qv"),
+    "backbone.activation": ("gelu_tanh", "gelu", "silu", "relu"),
+    "backbone.remat": tuple(REMAT_POLICIES),
+    "tokenizer.codebook_update": ("gradient", "ema"),
+}
+
+
+def build_tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer of ``config.tokenizer``.
+
+    Raises:
+        ValueError: for an unknown or inconsistent field, with its name and value.
+    """
+    section = _plain(config["tokenizer"])
+    quantizer = _choose(QUANTIZERS, section, "tokenizer")
+    autoencoder = _call(
+        Autoencoder, section.pop("autoencoder"), "tokenizer.autoencoder", dtype=_dtype(config)
+    )
+    grid = autoencoder.grid
+    if quantizer is MultiScaleQuantizer:
+        grids = schedules.as_grids(_required(section, "scales", "tokenizer"))
+        if grids[-1] != grid:
+            raise ValueError(
+                f"tokenizer.scales ends at {grids[-1]}, but the latent of image_size "
+                f"{autoencoder.image_size} downsampled {autoencoder.downsample} times is {grid}: "
+                f"the last scale must be {grid}"
+            )
+        placed: dict[str, Any] = {"grids": grids}
+    else:
+        placed = {"grid": grid}
+    placed |= {"code_width": autoencoder.code_width}
+    return Tokenizer(
+        autoencoder=autoencoder, quantizer=_call(quantizer, section, "tokenizer", **placed)
+    )
+
+
+def build_schedule(config: Config) -> Schedule:
+    """The schedule of ``config.schedule``."""
+    section = _plain(config["schedule"])
+    return _call(_choose(SCHEDULES, section, "schedule"), section, "schedule")
+
+
+def build_system(config: Config) -> System:
+    """The generator that ``config`` describes, its parts checked against each other."""
+    tokenizer, schedule = build_tokenizer(config), build_schedule(config)
+    if schedule.grids != tokenizer.grids:
+        raise ValueError(
+            f"schedule covers the grids {schedule.grids}, but the tokenizer's codes lie on "
+            f"{tokenizer.grids}: make config.schedule match config.tokenizer"
+        )
+    section = _plain(config["backbone"])
+    backbone = _call(
+        _choose(BACKBONES, section, "backbone"),
+        section,
+        "backbone",
+        schedule=schedule,
+        dtype=_dtype(config),
+    )
+    section = _plain(config["head"])
+    head = _call(_choose(HEADS, section, "head"), section, "head", dtype=_dtype(config))
+    _check_backbone(backbone, tokenizer)
+    _check_vocabulary("head.vocab_size", head.vocab_size, tokenizer)
+    return System(tokenizer=tokenizer, schedule=schedule, backbone=backbone, head=head)
+
+
+def build_objective(config: Config) -> Objective:
+    """The objective of ``config.objective`` around the tokenizer or the system it trains."""
+    section = _plain(config["objective"])
+    objective = _choose(OBJECTIVES, section, "objective")
+    if objective is TokenizerObjective:
+        return _call(objective, section, "objective", tokenizer=build_tokenizer(config))
+    return _call(objective, section, "objective", system=build_system(config))
+
+
+def build_sampling(config: Config) -> tuple[Knobs, Guidance]:
+    """The sampling defaults of ``config.sampling``."""
+    section = _plain(config["sampling"])
+    guidance = _call(Guidance, section.pop("guidance", {}), "sampling.guidance")
+    knobs = _call(Knobs, section, "sampling")
+    knobs.as_arrays()  # checks the ranges
+    return knobs, guidance
+
+
+def trains_tokenizer(config: Config) -> bool:
+    """Whether the config trains a tokenizer (else a generator)."""
+    return config["objective"]["name"] == "tokenizer"
+
+
+def _check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
+    if backbone.width % backbone.heads:
+        raise ValueError(
+            f"backbone.width {backbone.width} is not a multiple of backbone.heads {backbone.heads}"
+        )
+    features = isinstance(tokenizer.quantizer, MultiScaleQuantizer)
+    wanted = "features" if features else "codes"
+    if backbone.context != wanted:
+        raise ValueError(
+            f"backbone.context is {backbone.context!r}, but this tokenizer gives {wanted!r}"
+        )
+    if features and backbone.feature_width != tokenizer.autoencoder.code_width:
+        raise ValueError(
+            f"backbone.feature_width is {backbone.feature_width}, but the tokenizer's "
+            f"autoencoder.code_width is {tokenizer.autoencoder.code_width}: make them equal"
+        )
+    if not features:
+        _check_vocabulary("backbone.vocab_size", backbone.vocab_size, tokenizer)
+    if backbone.condition == "class" and backbone.num_classes < 1:
+        raise ValueError(f"backbone.num_classes is {backbone.num_classes}; it must be positive")
+    if backbone.positions == "learned" and backbone.lead:
+        raise ValueError(
+            "backbone.positions='learned' has no place for caption rows; use positions='rope' "
+            "with condition='text'"
+        )
+
+
+def _check_vocabulary(field: str, value: int, tokenizer: Tokenizer) -> None:
+    if value != tokenizer.codebook_size:
+        raise ValueError(
+            f"{field} is {value}, but the tokenizer's codebook_size is "
+            f"{tokenizer.codebook_size}: make them equal"
+        )
+
+
+def _plain(section: Config) -> dict[str, Any]:
+    """A section as a dict whose lists are tuples (modules must be hashable)."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(convert(item) for item in value)
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            return {name: convert(value[name]) for name in value}
+        return value
+
+    return convert(section)
+
+
+def _choose(table: Mapping[str, Callable], section: dict[str, Any], axis: str) -> Callable:
+    """Takes ``name`` out of the section and looks it up."""
+    name = section.pop("name", None)
+    if name not in table:
+        raise ValueError(f"{axis}.name is {name!r}; it must be one of {sorted(table)}")
+    return table[name]
+
+
+def _required(section: dict[str, Any], field: str, axis: str) -> Any:
+    if field not in section:
+        raise ValueError(f"{axis}.{field} is missing")
+    return section.pop(field)
+
+
+def _call(function: Callable, fields: dict[str, Any], axis: str, **placed: Any) -> Any:
+    """Calls ``function(**fields, **placed)`` after checking the fields against its signature."""
+    signature = inspect.signature(function).parameters
+    known = [name for name in signature if name not in {*placed, "parent", "name"}]
+    for name, value in fields.items():
+        if name not in known:
+            raise ValueError(f"{axis}.{name} = {value!r} is unknown; {axis} takes {sorted(known)}")
+        options = CHOICES.get(f"{axis}.{name}")
+        if options and value not in options:
+            raise ValueError(f"{axis}.{name} is {value!r}; it must be one of {list(options)}")
+    for name in known:
+        if signature[name].default is inspect.Parameter.empty and name not in fields:
+            raise ValueError(f"{axis}.{name} is missing")
+    try:
+        return function(**fields, **placed)
+    except TypeError as error:
+        raise ValueError(f"{axis}: {error}") from error
+
+
+def _dtype(config: Config) -> Any:
+    if config["dtype"] not in DTYPES:
+        raise ValueError(f"dtype is {config['dtype']!r}; it must be one of {sorted(DTYPES)}")
+    return DTYPES[config["dtype"]]
+
+
+def check_trained_tokenizer(config: ml_collections.ConfigDict, tokenizer: Config) -> None:
+    """Raises if ``config.tokenizer`` differs from a trained tokenizer's section ``tokenizer``."""
+    ours, theirs = _plain(config["tokenizer"]), _plain(tokenizer)
+    for path, value in _flatten(ours).items():
+        other = _flatten(theirs).get(path)
+        if value != other:
+            raise ValueError(
+                f"tokenizer.{path} is {value!r}, but the trained tokenizer has {other!r}: "
+                f"set config.tokenizer.{path} to it, or point tokenizer_checkpoint elsewhere"
+            )
+
+
+def _flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in section.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,65 @@
+"""A softmax over the codebook."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+class CategoricalHead(nn.Module, kw_only=True):
+    """p(code | hidden) = softmax(linear(hidden)); logits are float32.
+
+    Attributes:
+        vocab_size: V.
+        bias: whether the linear layer has one.
+        init_std: of its kernel; 0 starts from the uniform distribution.
+    """
+
+    vocab_size: int
+    bias: bool
+    init_std: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: Array) -> Array:
+        """Logits float32 [..., V] of hidden [..., D]."""
+        init = nn.initializers.normal(self.init_std) if self.init_std else nn.initializers.zeros
+        kernel = self.param("kernel", init, (hidden.shape[-1], self.vocab_size), jnp.float32)
+        logits = jnp.einsum(
+            "...d,dv->...v",
+            hidden.astype(self.dtype),
+            kernel.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        if self.bias:
+            zeros = nn.initializers.zeros
+            logits = logits + self.param("bias", zeros, (self.vocab_size,), jnp.float32)
+        return logits
+
+    @staticmethod
+    def log_prob(logits: Array, codes: Array) -> Array:
+        """log p(codes) in nats: logits [..., V], codes int32 [...] -> float32 [...]."""
+        picked = jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
+        return picked - jax.nn.logsumexp(logits, axis=-1)
+
+    @staticmethod
+    def loss(logits: Array, codes: Array, *, label_smoothing: float = 0.0) -> Array:
+        """Cross-entropy [...] in nats against (1 - e) one_hot + e / V, torch's convention."""
+        nll = -CategoricalHead.log_prob(logits, codes)
+        if not label_smoothing:
+            return nll
+        uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(-1)
+        return (1 - label_smoothing) * nll + label_smoothing * uniform
+
+    @staticmethod
+    def guide(cond: Array, null: Array, scale: Array) -> Array:
+        """Classifier-free guidance on logits: null + scale * (cond - null)."""
+        return null + scale * (cond - null)
+
+    @staticmethod
+    def draw(logits: Array, gumbel: Array) -> Array:
+        """The code of largest perturbed logit, int32 [...]: an exact draw (Gumbel-max)."""
+        return jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)

@@ -1,0 +1,305 @@
+"""The transformer block and the stack of blocks: scanned for training, unrolled for sampling.
+
+One block whose fields give VAR's (adaptive layer norm, cosine attention, tanh-GELU) and LlamaGen's
+(RMSNorm, rotary positions, SwiGLU).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+
+from ar_jax.nn.attention import attend
+from ar_jax.nn.layers import MLP, RMSNorm, drop_path, layer_norm, unit
+from ar_jax.nn.positions import rotate
+
+Array = jax.Array
+
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,  # keep every activation
+    "block": jax.checkpoint_policies.nothing_saveable,  # keep block inputs only
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matrix products
+}
+
+
+class Attention(nn.Module, kw_only=True):
+    """Multi-head self-attention over the rows given and, with a cache, all earlier ones.
+
+    Attributes:
+        qk_norm: 'none', or 'cosine': unit queries and keys with a learned scale per head, stored
+            as a logarithm and capped at ln 100 (VAR).
+        logit_scale: factor on the dot products without cosine attention.
+        bias: 'none' or 'qv': biases for queries, values and the output (VAR has none for keys).
+    """
+
+    heads: int
+    qk_norm: str
+    logit_scale: float
+    bias: str
+    init: Initializer
+    out_init: Initializer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,  # [B, Q, D]
+        rope: Array | None,  # [Q, K/2, 2]
+        mask: Array | None,  # broadcastable to [B, H, Q, T]
+        cache: tuple[Array, Array] | None,  # each [B, T, H, K]
+        start: Array | int,  # cache row of the first query
+        visible: int | None,  # cache rows that can be seen at all, if known when tracing
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        width = x.shape[-1]
+        head_width = width // self.heads
+        qkv = nn.DenseGeneral(
+            (3, self.heads, head_width),
+            use_bias=False,
+            kernel_init=self.init,
+            dtype=self.dtype,
+            name="qkv",
+        )(x)  # [B, Q, 3, H, K]
+        q, k, v = (qkv[:, :, i] for i in range(3))  # each [B, Q, H, K]
+        if self.bias == "qv":
+            zeros = nn.initializers.zeros
+            q = q + self.param("q_bias", zeros, (self.heads, head_width)).astype(q.dtype)
+            v = v + self.param("v_bias", zeros, (self.heads, head_width)).astype(v.dtype)
+        scale = self.logit_scale
+        if self.qk_norm == "cosine":
+            log_scale = self.param(
+                "log_scale", nn.initializers.constant(jnp.log(4.0)), (self.heads,), jnp.float32
+            )
+            q = unit(q) * jnp.exp(jnp.minimum(log_scale, jnp.log(100.0)))[None, None, :, None]
+            q, k, scale = q.astype(self.dtype), unit(k).astype(self.dtype), 1.0
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        if cache is not None:
+            cache = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
+                for old, new in zip(cache, (k, v), strict=True)
+            )
+            k, v = (rows[:, :visible] for rows in cache)
+        out = attend(q, k, v, mask=mask, scale=scale)  # [B, Q, H, K]
+        out = nn.DenseGeneral(
+            width,
+            axis=(-2, -1),
+            use_bias=self.bias == "qv",
+            kernel_init=self.out_init,
+            dtype=self.dtype,
+            name="out",
+        )(out.astype(self.dtype))
+        return out, cache
+
+
+class Block(nn.Module, kw_only=True):
+    """Pre-norm attention and feed-forward with optional adaptive norms and residual gates.
+
+    Attributes:
+        norm: 'layernorm' (no parameters) or 'rmsnorm' (with scale).
+        modulation: 'none'; 'own': six vectors from the condition by this block's linear layer;
+            'shared': the given vectors plus this block's own table (VAR's shared AdaLN).
+        gate_init, modulation_init: factors on the initial gates and on scales and shifts.
+    """
+
+    heads: int
+    mlp_hidden: int
+    norm: str
+    norm_epsilon: float
+    modulation: str
+    qk_norm: str
+    logit_scale: float
+    attention_bias: str
+    activation: str
+    gated: bool
+    mlp_bias: bool
+    residual_dropout: float
+    mlp_dropout: float
+    init_std: float
+    out_init_std: float
+    gate_init: float
+    modulation_init: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,  # [B, Q, D]
+        drop_rate: Array,  # scalar, this block's stochastic depth
+        condition: Array | None,  # [B, D] for 'own', [B, 6, D] for 'shared'
+        rope: Array | None,
+        mask: Array | None,
+        cache: tuple[Array, Array] | None,
+        start: Array | int,
+        visible: int | None,
+        train: bool,
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        init = nn.initializers.normal(self.init_std)
+        out_init = nn.initializers.normal(self.out_init_std)
+        modulation = self._modulation(condition, x.shape[-1])  # six of [B, 1, D], or None
+
+        def branch(x: Array, name: str, index: int) -> Array:
+            h = self._normalise(x, name)
+            if modulation is not None:
+                h = h * (1 + modulation[2 + index]) + modulation[4 + index]
+            return h.astype(self.dtype)
+
+        def residual(x: Array, out: Array, index: int, dropout: float) -> Array:
+            out = nn.Dropout(dropout, deterministic=not train)(out)
+            if modulation is not None:
+                out = out * modulation[index].astype(out.dtype)
+            if train and self.has_rng("drop_path"):
+                out = drop_path(out, drop_rate, self.make_rng("drop_path"))
+            return x + out
+
+        attention = Attention(
+            heads=self.heads,
+            qk_norm=self.qk_norm,
+            logit_scale=self.logit_scale,
+            bias=self.attention_bias,
+            init=init,
+            out_init=out_init,
+            dtype=self.dtype,
+            name="attention",
+        )
+        out, cache = attention(branch(x, "attention_norm", 0), rope, mask, cache, start, visible)
+        x = residual(x, out, 0, self.residual_dropout)
+        mlp = MLP(
+            hidden=self.mlp_hidden,
+            activation=self.activation,
+            gated=self.gated,
+            bias=self.mlp_bias,
+            init=init,
+            out_init=out_init,
+            dtype=self.dtype,
+            name="mlp",
+        )
+        x = residual(x, mlp(branch(x, "mlp_norm", 1)), 1, self.mlp_dropout)
+        return x, cache
+
+    def _normalise(self, x: Array, name: str) -> Array:
+        if self.norm == "rmsnorm":
+            return RMSNorm(epsilon=self.norm_epsilon, name=name)(x)
+        return layer_norm(x, epsilon=self.norm_epsilon)
+
+    def _modulation(self, condition: Array | None, width: int) -> list[Array] | None:
+        """gate 1, gate 2, scale 1, scale 2, shift 1, shift 2: the official order."""
+        if self.modulation == "none":
+            return None
+        assert condition is not None
+        if self.modulation == "own":
+            init = modulation_init(self.init_std, self.gate_init, self.modulation_init)
+            vectors = Modulation(vectors=6, init=init, dtype=self.dtype, name="modulation")(
+                condition
+            )
+        else:
+            table_init = modulation_init(width**-0.5, self.gate_init, self.modulation_init)
+            table = self.param("modulation_table", table_init, (6, width), jnp.float32)
+            vectors = condition + table
+        return [vectors[:, None, i] for i in range(6)]
+
+
+def modulation_init(std: float, gate: float, rest: float) -> Initializer:
+    """Normal initialiser for [..., 6, D] whose first two vectors, the gates, start near zero."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        factors = jnp.array([gate, gate, rest, rest, rest, rest], dtype)
+        return jax.random.normal(key, shape, dtype) * std * factors[:, None]
+
+    return init
+
+
+class Modulation(nn.Module, kw_only=True):
+    """SiLU then a linear layer: a condition [B, D] to float32 vectors [B, n, D]."""
+
+    vectors: int
+    init: Initializer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, condition: Array) -> Array:
+        shape = (condition.shape[-1], self.vectors, condition.shape[-1])
+        kernel = self.param("kernel", self.init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
+        hidden = jax.nn.silu(condition.astype(jnp.float32)).astype(self.dtype)
+        out = jnp.einsum(
+            "bd,dne->bne", hidden, kernel.astype(self.dtype), preferred_element_type=jnp.float32
+        )
+        return out + bias
+
+
+class Stack(nn.Module, kw_only=True):
+    """``depth`` equal blocks.
+
+    Attributes:
+        block: fields of `Block`, as pairs so that the module stays hashable.
+        scan: one scanned block with stacked parameters ``blocks`` [depth, ...] (training: compile
+            time does not grow with depth), or ``blocks_0`` ... ``blocks_{depth-1}`` (sampling: a
+            scan would copy every layer's slice of the weights in every step). `unstack` converts.
+        remat: key of REMAT_POLICIES.
+        drop_path: rate of the last block; it grows linearly from 0 at the first.
+    """
+
+    depth: int
+    block: tuple[tuple[str, Any], ...]
+    scan: bool
+    remat: str
+    drop_path: float
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        condition: Array | None,
+        rope: Array | None,
+        mask: Array | None,
+        caches: tuple[tuple[Array, Array], ...] | None,
+        start: Array | int,
+        visible: int | None,
+        train: bool,
+    ) -> tuple[Array, tuple[tuple[Array, Array], ...] | None]:
+        rates = jnp.linspace(0.0, self.drop_path, self.depth, dtype=jnp.float32)
+        fields = dict(self.block)
+        if not self.scan:
+            filled = []
+            for i in range(self.depth):
+                cache = None if caches is None else caches[i]
+                x, cache = Block(**fields, name=f"blocks_{i}")(
+                    x, rates[i], condition, rope, mask, cache, start, visible, train
+                )
+                filled.append(cache)
+            return x, None if caches is None else tuple(filled)
+        if caches is not None:
+            raise ValueError("a cache needs the unrolled stack: scan=False and unstacked params")
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(
+                Block,
+                prevent_cse=False,
+                static_argnums=(7, 8, 9),
+                policy=REMAT_POLICIES[self.remat],
+            )
+        scanned = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True, "drop_path": True},
+            in_axes=(0,) + (nn.broadcast,) * 7,
+            length=self.depth,
+        )
+        x, _ = scanned(**fields, name="blocks")(
+            x, rates, condition, rope, mask, None, 0, None, train
+        )
+        return x, None
+
+
+def unstack(params: dict[str, Any], depth: int) -> dict[str, Any]:
+    """Turns a scanned stack's ``blocks`` into ``blocks_0`` ...; other entries stay as they are."""
+    rest = {name: value for name, value in params.items() if name != "blocks"}
+    layers = {
+        f"blocks_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
+        for i in range(depth)
+    }
+    return rest | layers

@@ -1,0 +1,46 @@
+"""Rotary position embedding over two-dimensional grids (RoPE, arXiv:2104.09864, as in LlamaGen)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def rope_2d(coords: np.ndarray, head_width: int, base: float = 10_000.0) -> np.ndarray:
+    """Rotation table of grid cells.
+
+    The first half of the K/2 feature pairs turns with the row, the second half with the column,
+    both with frequencies ``base ** (-2 j / (K / 2))``.
+
+    Args:
+        coords: int [N, 2], row and column of each cell.
+        head_width: K, a multiple of 4.
+
+    Returns:
+        float32 [N, K/2, 2], the cosine and the sine of each pair's angle.
+    """
+    if head_width % 4:
+        raise ValueError(f"2-D RoPE needs a head width that is a multiple of 4, not {head_width}")
+    half = head_width // 2
+    frequencies = 1.0 / base ** (np.arange(0, half, 2, dtype=np.float32) / half)  # [K/4]
+    angles = coords[:, :, None].astype(np.float32) * frequencies.astype(np.float32)  # [N, 2, K/4]
+    angles = angles.reshape(len(coords), half)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+
+
+def rotate(x: Array, table: Array) -> Array:
+    """Rotates interleaved feature pairs (0, 1), (2, 3), ... in float32.
+
+    Args:
+        x: [B, N, H, K].
+        table: [N, K/2, 2] from `rope_2d`; a row of zeros makes the vector zero, which is what
+            LlamaGen does to its condition rows.
+    """
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)  # [B, N, H, K/2, 2]
+    cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]  # [1, N, 1, K/2]
+    even, odd = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)

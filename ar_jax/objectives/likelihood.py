@@ -1,0 +1,127 @@
+"""Maximum likelihood of the codes: teacher forcing over a schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ar_jax.api import Array, Aux, Batch, Cond, Params, Stats, System, weighted_mean
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """Mean cross-entropy of all codes in nats per code, weight 1/L each.
+
+    Attributes:
+        system: the generator; its tokenizer is frozen.
+        label_dropout: probability of training a sample on the null condition (for guidance).
+        label_smoothing: e of the target (1 - e) one_hot + e / V; training only.
+        step_groups: the metrics report loss and accuracy for groups of steps: every scale of
+            next-scale schedules, quarters of the sequence of raster ones.
+    """
+
+    system: System
+    label_dropout: float = 0.1
+    label_smoothing: float = 0.0
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Codes of one image, for throughput."""
+        return self.system.schedule.length
+
+    def init(self, key: Array) -> Params:
+        """Float32 ``{'backbone': ..., 'head': ...}``."""
+        system = self.system
+        backbone_key, head_key = jax.random.split(key)
+        codes = jnp.zeros((1, system.schedule.length), jnp.int32)
+        tokenizer = jax.eval_shape(lambda k: init_tokenizer(system, k), key)
+        context = jax.eval_shape(
+            lambda p: system.tokenizer.apply({"params": p}, codes, method="contexts"), tokenizer
+        )
+        context = jnp.zeros(context.shape, context.dtype)
+        cond = empty_cond(system, 1)
+        backbone = system.backbone.init(backbone_key, context, cond)["params"]
+        hidden = jnp.zeros((1, 1, system.backbone.width), jnp.float32)
+        return {"backbone": backbone, "head": system.head.init(head_key, hidden)["params"]}
+
+    def init_stats(self, params: Params) -> Stats:
+        """No state."""
+        return {}
+
+    def loss(
+        self, params: Params, stats: Stats, frozen: Params, batch: Batch, key: Array, train: bool
+    ) -> tuple[Array, Aux]:
+        """See `ar_jax.api.Objective`; ``frozen`` is ``{'tokenizer': ...}``."""
+        system, mask = self.system, batch.get("mask")
+        drop_key, dropout_key, path_key = jax.random.split(key, 3)
+        codes = self._codes(frozen, batch)
+        context = system.tokenizer.apply({"params": frozen["tokenizer"]}, codes, method="contexts")
+        cond = self._condition(batch, drop_key, train)
+        hidden, _ = system.backbone.apply(
+            {"params": params["backbone"]},
+            context,
+            cond,
+            train=train,
+            rngs={"dropout": dropout_key, "drop_path": path_key} if train else None,
+        )
+        logits = system.head.apply({"params": params["head"]}, hidden)  # [B, L, V]
+        nll = system.head.loss(logits, codes)  # [B, L]
+        loss = nll
+        if train and self.label_smoothing:
+            loss = system.head.loss(logits, codes, label_smoothing=self.label_smoothing)
+        correct = (jnp.argmax(logits, -1) == codes).astype(jnp.float32)
+        metrics = {"nll": weighted_mean(nll, mask), "accuracy": weighted_mean(correct, mask)}
+        for name, (first, last) in self._groups().items():
+            metrics[f"nll/{name}"] = weighted_mean(nll[:, first:last], mask)
+            metrics[f"accuracy/{name}"] = weighted_mean(correct[:, first:last], mask)
+        return weighted_mean(loss, mask), Aux(metrics=metrics)
+
+    def finish(
+        self, params: Params, stats: Stats, sums: Any, last: Any, key: Array
+    ) -> tuple[Params, Stats]:
+        """Nothing to do after an update."""
+        return params, stats
+
+    def _codes(self, frozen: Params, batch: Batch) -> Array:
+        """Cached codes int32 [B, L], or the frozen tokenizer's of the images."""
+        if "codes" in batch:
+            return batch["codes"].astype(jnp.int32)
+        images = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+        tokenizer = self.system.tokenizer
+        codes = tokenizer.apply({"params": frozen["tokenizer"]}, images, method="encode")
+        return jax.lax.stop_gradient(codes)
+
+    def _condition(self, batch: Batch, key: Array, train: bool) -> Cond:
+        conditioner = self.system.backbone.conditioner
+        cond = {name: batch[name] for name in conditioner.fields}
+        if not train or not self.label_dropout:
+            return cond
+        batch_size = len(jax.tree.leaves(cond)[0])
+        return conditioner.null(cond, jax.random.bernoulli(key, self.label_dropout, (batch_size,)))
+
+    def _groups(self) -> dict[str, tuple[int, int]]:
+        """Ranges of code positions whose loss is reported on its own."""
+        schedule = self.system.schedule
+        if len(schedule.grids) > 1:
+            return {
+                f"scale_{i:02d}": (start, start + size)
+                for i, (start, size) in enumerate(zip(schedule.starts, schedule.sizes, strict=True))
+            }
+        edges = [schedule.length * i // 4 for i in range(5)]
+        return {
+            f"quarter_{i}": (edges[i], edges[i + 1]) for i in range(4) if edges[i] < edges[i + 1]
+        }
+
+
+def init_tokenizer(system: System, key: Array) -> Params:
+    """Fresh tokenizer parameters (for shapes, tests and benchmarks)."""
+    images = jnp.zeros((1, *system.tokenizer.image_shape), jnp.float32)
+    return system.tokenizer.init(key, images)["params"]
+
+
+def empty_cond(system: System, batch_size: int) -> Cond:
+    """A condition pytree of zeros of the right shapes."""
+    return system.backbone.conditioner.empty(batch_size)

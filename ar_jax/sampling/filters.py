@@ -1,0 +1,78 @@
+"""Truncation of categorical distributions: temperature, top-k, top-p and min-p, all traced.
+
+Knobs are arrays, so that other values do not recompile a sampler.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+REMOVED = -jnp.inf
+
+
+@flax.struct.dataclass
+class Knobs:
+    """How a distribution is sharpened before the draw; every field a scalar.
+
+    Attributes:
+        temperature: divides the logits; 0 is greedy: the largest logit, no noise.
+        top_k: keep the k largest and ties with the k-th; 0 keeps all.
+        top_p: keep the smallest set of largest probabilities whose sum reaches p; 0 or 1 keeps all.
+        min_p: keep probabilities of at least this fraction of the largest; 0 keeps all.
+    """
+
+    temperature: Array | float = 1.0
+    top_k: Array | int = 0
+    top_p: Array | float = 0.0
+    min_p: Array | float = 0.0
+
+    def as_arrays(self) -> Knobs:
+        """Checked and typed (float32, int32), so that equal shapes mean one compilation."""
+        if self.temperature < 0:
+            raise ValueError(f"sampling.temperature is {self.temperature}; it must be >= 0")
+        if self.top_k < 0:
+            raise ValueError(f"sampling.top_k is {self.top_k}; it must be >= 0 (0 keeps all)")
+        for name in ("top_p", "min_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"sampling.{name} is {getattr(self, name)}; it must be in [0, 1]")
+        return Knobs(
+            temperature=jnp.float32(self.temperature),
+            top_k=jnp.int32(self.top_k),
+            top_p=jnp.float32(self.top_p),
+            min_p=jnp.float32(self.min_p),
+        )
+
+
+def truncate(logits: Array, knobs: Knobs) -> Array:
+    """Logits float32 [..., V] after temperature, top-k, top-p, min-p; removed ones are -inf.
+
+    Each filter sees what the one before it left, the order of VAR and LlamaGen. The sort is
+    skipped at run time where neither top-k nor top-p is on.
+    """
+    logits = logits / jnp.maximum(knobs.temperature, 1e-5)
+    sorting = (knobs.top_k > 0) | _partial(knobs.top_p)
+    logits = jax.lax.cond(sorting, lambda x: _top(x, knobs), lambda x: x, logits)
+    floor = logits.max(-1, keepdims=True) + jnp.log(jnp.maximum(knobs.min_p, 1e-30))
+    return jnp.where((knobs.min_p > 0) & (logits < floor), REMOVED, logits)
+
+
+def _partial(top_p: Array) -> Array:
+    return (top_p > 0) & (top_p < 1)
+
+
+def _top(logits: Array, knobs: Knobs) -> Array:
+    """top-k then top-p, as one threshold found in the sorted logits."""
+    size = logits.shape[-1]
+    ordered = -jnp.sort(-logits, axis=-1)  # descending
+    k = jnp.where(knobs.top_k > 0, jnp.minimum(knobs.top_k, size), size)
+    kth = jnp.take_along_axis(ordered, jnp.broadcast_to(k - 1, (*logits.shape[:-1], 1)), -1)
+    ordered = jnp.where(ordered >= kth, ordered, REMOVED)
+    p = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(p, axis=-1) - p  # probability of everything larger
+    kept = (before <= knobs.top_p) | ~_partial(knobs.top_p)
+    last = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
+    return jnp.where((logits >= kth) & (logits >= last), logits, REMOVED)

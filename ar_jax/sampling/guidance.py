@@ -1,0 +1,54 @@
+"""Strength of classifier-free guidance at every step (arXiv:2207.12598).
+
+The head mixes ``null + scale_s (cond - null)``; 1 is the plain conditional distribution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+KINDS = ("constant", "linear", "power_cosine", "linear_excess")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """A guidance schedule over S steps, with r = s / (S - 1).
+
+    Attributes:
+        scale: w; 1 is no guidance.
+        kind: 'constant': w. 'linear': 1 + (w - 1) r (MAR). 'power_cosine': 1 + (w - 1)
+            (1 - cos(pi r^power)) / 2 (RAR). 'linear_excess': 1 + w r, VAR's convention, whose
+            official cfg 1.5 means 2.5 at the last scale.
+        power: exponent of 'power_cosine'.
+        start, stop: guided steps, start <= s < stop (stop -1: the last one too); others use 1.
+    """
+
+    scale: float = 1.0
+    kind: str = "constant"
+    power: float = 1.0
+    start: int = 0
+    stop: int = -1
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"sampling.guidance.kind is {self.kind!r}; it must be one of {KINDS}")
+        if self.scale < 0:
+            raise ValueError(f"sampling.guidance.scale is {self.scale}; it must be >= 0")
+
+    def scales(self, num_steps: int) -> np.ndarray:
+        """The scale of every step, float32 [S]."""
+        steps = np.arange(num_steps)
+        ratio = steps / max(num_steps - 1, 1)
+        if self.kind == "constant":
+            scales = np.full(num_steps, self.scale)
+        elif self.kind == "linear":
+            scales = 1 + (self.scale - 1) * ratio
+        elif self.kind == "power_cosine":
+            scales = 1 + (self.scale - 1) * (1 - np.cos(math.pi * ratio**self.power)) / 2
+        else:
+            scales = 1 + self.scale * ratio
+        stop = num_steps if self.stop < 0 else self.stop
+        return np.where((steps >= self.start) & (steps < stop), scales, 1.0).astype(np.float32)

@@ -1,0 +1,156 @@
+"""The cached sampler: one jitted program draws all steps of a schedule and decodes the images.
+
+Equal steps (raster) run in a `lax.scan`; ragged ones (next-scale) as a Python loop over static
+slices inside the same program. Labels, keys, knobs and guidance are traced, so none of them
+recompiles it; only another batch size does, and switching guidance on or off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ar_jax.api import Array, Cache, Cond, Params, Samples, System
+from ar_jax.sampling.filters import Knobs, truncate
+from ar_jax.sampling.guidance import Guidance
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedSampler:
+    """Samples from a trained system.
+
+    Build it once with `CachedSampler.create`, which unrolls the backbone and unstacks its
+    parameters, then call it as often as wanted.
+    """
+
+    system: System  # with the unrolled backbone
+    params: Params  # {'tokenizer', 'backbone' (unstacked), 'head'}
+
+    @classmethod
+    def create(cls, system: System, params: Params) -> CachedSampler:
+        """From a system as it was trained and its parameters."""
+        backbone, unstacked = system.backbone.for_sampling(params["backbone"])
+        return cls(dataclasses.replace(system, backbone=backbone), dict(params, backbone=unstacked))
+
+    def __call__(
+        self,
+        cond: Cond,
+        keys: Array,
+        *,
+        knobs: Knobs | None = None,
+        guidance: Guidance | None = None,
+        noise: Array | None = None,
+    ) -> Samples:
+        """Draws one image for every condition.
+
+        Args:
+            cond: the condition, for classes ``{'label': int32 [B]}``.
+            keys: one typed key an image [B], so that an image depends on its key and condition
+                and not on the batch it was drawn in. See `image_keys`.
+            knobs: temperature and filters; default plain sampling.
+            guidance: default none.
+            noise: float32 [B, L, V] standard Gumbel noise in place of the keys'.
+
+        Returns:
+            codes int32 [B, L] and images float32 [B, H, W, C] in [-1, 1].
+        """
+        scales = (guidance or Guidance()).scales(self.system.schedule.num_steps)
+        codes = draw_codes(
+            self.system,
+            self.params,
+            cond,
+            keys,
+            (knobs or Knobs()).as_arrays(),
+            jnp.asarray(scales),
+            noise,
+            guided=bool(np.any(scales != 1.0)),
+        )
+        return Samples(codes=codes, images=self.decode(codes))
+
+    def decode(self, codes: Array, steps: int | None = None) -> Array:
+        """Images [B, H, W, C] in [-1, 1] of what the first ``steps`` steps determine."""
+        return decode_codes(self.system, self.params["tokenizer"], codes, steps=steps)
+
+
+def image_keys(seed: int, first: int, count: int) -> Array:
+    """Typed keys [count] of the images ``first``, ``first + 1``, ... of a seed."""
+    base = jax.random.key(seed)
+    return jax.vmap(lambda i: jax.random.fold_in(base, i))(jnp.arange(first, first + count))
+
+
+@functools.partial(jax.jit, static_argnames=("system", "steps"))
+def decode_codes(system: System, tokenizer: Params, codes: Array, steps: int | None) -> Array:
+    """See `CachedSampler.decode`."""
+    return system.tokenizer.apply({"params": tokenizer}, codes, steps, method="decode")
+
+
+@functools.partial(jax.jit, static_argnames=("system", "guided"))
+def draw_codes(
+    system: System,
+    params: Params,
+    cond: Cond,
+    keys: Array,
+    knobs: Knobs,
+    scales: Array,
+    noise: Array | None,
+    *,
+    guided: bool,
+) -> Array:
+    """The sampling program: codes int32 [B, L]. See `CachedSampler.__call__`."""
+    schedule, batch_size = system.schedule, len(keys)
+    if guided:
+        null = system.backbone.conditioner.null(cond)
+        cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
+
+    def step(index: Any, context: Array | None, carry: Any, cache: Cache) -> tuple:
+        """One step: (codes [B, n], the tokenizer's carry, next context, cache)."""
+        if guided and context is not None:
+            context = jnp.concatenate([context, context])
+        hidden, cache = system.backbone.apply(
+            {"params": params["backbone"]}, context, cond, step=index, cache=cache
+        )
+        logits = system.head.apply({"params": params["head"]}, hidden)  # [B or 2B, n, V]
+        if guided:
+            logits = system.head.guide(logits[:batch_size], logits[batch_size:], scales[index])
+        gumbel = step_noise(index, logits)
+        codes = system.head.draw(truncate(logits, knobs), gumbel)
+        carry, context = system.tokenizer.apply(
+            {"params": params["tokenizer"]}, carry, codes, index, method="advance"
+        )
+        return codes, carry, context, cache
+
+    def step_noise(index: Any, logits: Array) -> Array:
+        """Gumbel noise [B, n, V], zero when greedy."""
+        if noise is not None:
+            count = logits.shape[1]
+            first = schedule.starts[index] if isinstance(index, int) else index * count
+            gumbel = jax.lax.dynamic_slice_in_dim(noise, first, count, axis=1)
+        else:
+            gumbel = jax.vmap(
+                lambda key: jax.random.gumbel(jax.random.fold_in(key, index), logits.shape[1:])
+            )(keys)
+        return jnp.where(knobs.temperature > 0, gumbel, 0.0)
+
+    cache = system.backbone.init_cache(2 * batch_size if guided else batch_size)
+    carry = system.tokenizer.apply({"params": params["tokenizer"]}, batch_size, method="begin")
+    codes, carry, context, cache = step(0, None, carry, cache)
+    if schedule.equal_steps and schedule.num_steps > 1:
+
+        def body(state: tuple, index: Array) -> tuple:
+            context, carry, cache = state
+            codes, carry, context, cache = step(index, context, carry, cache)
+            return (context, carry, cache), codes
+
+        _, rest = jax.lax.scan(body, (context, carry, cache), jnp.arange(1, schedule.num_steps))
+        rest = jnp.moveaxis(rest, 0, 1).reshape(batch_size, -1)  # [S-1, B, n] -> [B, L-n]
+        return jnp.concatenate([codes, rest], axis=1)
+    drawn = [codes]
+    for index in range(1, schedule.num_steps):
+        codes, carry, context, cache = step(index, context, carry, cache)
+        drawn.append(codes)
+    return jnp.concatenate(drawn, axis=1)

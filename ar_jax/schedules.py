@@ -1,0 +1,98 @@
+"""Generation schedules: in which steps the codes of an image are predicted. numpy only.
+
+A schedule cuts the L code positions of an image into S steps. All codes of a step are predicted in
+parallel from the codes of earlier steps. One visibility rule serves training and sampling:
+position j is visible to position i iff ``step_id[j] <= step_id[i]``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+Grid = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Static and hashable description of the generation order.
+
+    Attributes:
+        name: what the config called it.
+        grids: (rows, columns) of every scale; a single grid for one-grid tokenizers.
+        sizes: number of codes n_s predicted in each step; they sum to L.
+    """
+
+    name: str
+    grids: tuple[Grid, ...]
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        cells = sum(rows * columns for rows, columns in self.grids)
+        if sum(self.sizes) != cells:
+            raise ValueError(
+                f"schedule.sizes {self.sizes} sum to {sum(self.sizes)}, but the grids {self.grids} "
+                f"hold {cells} codes"
+            )
+
+    @property
+    def length(self) -> int:
+        """L, the number of codes of one image."""
+        return sum(self.sizes)
+
+    @property
+    def num_steps(self) -> int:
+        """S, the number of prediction steps."""
+        return len(self.sizes)
+
+    @property
+    def equal_steps(self) -> bool:
+        """True if all steps after the first have one size, so that a scan can run them."""
+        return len(set(self.sizes)) == 1
+
+    @functools.cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Index of the first code of every step."""
+        return tuple(int(n) for n in np.cumsum((0, *self.sizes[:-1])))
+
+    @functools.cached_property
+    def step_id(self) -> np.ndarray:
+        """Step of every code position, int32 [L]."""
+        return np.repeat(np.arange(self.num_steps, dtype=np.int32), self.sizes)
+
+    @functools.cached_property
+    def coords(self) -> np.ndarray:
+        """(scale, row, column) of every code position, int32 [L, 3]."""
+        cells = [
+            np.stack(np.broadcast_arrays(scale, *np.indices(grid)), axis=-1).reshape(-1, 3)
+            for scale, grid in enumerate(self.grids)
+        ]
+        return np.concatenate(cells).astype(np.int32)
+
+
+def as_grids(scales: Sequence[int | Sequence[int]]) -> tuple[Grid, ...]:
+    """Normalises a scale list: ``3`` means a 3x3 grid, ``(2, 3)`` two rows of three columns."""
+    grids = []
+    for scale in scales:
+        rows, columns = (scale, scale) if isinstance(scale, int) else tuple(scale)
+        if rows < 1 or columns < 1:
+            raise ValueError(f"scales holds {scale!r}; every side must be a positive integer")
+        grids.append((int(rows), int(columns)))
+    if not grids:
+        raise ValueError("scales is empty; it needs at least the latent grid itself")
+    return tuple(grids)
+
+
+def raster(*, grid: int | Sequence[int]) -> Schedule:
+    """One code a step, row by row (LlamaGen, arXiv:2406.06525)."""
+    grids = as_grids([grid])
+    return Schedule(name="raster", grids=grids, sizes=(1,) * (grids[0][0] * grids[0][1]))
+
+
+def next_scale(*, scales: Sequence[int | Sequence[int]]) -> Schedule:
+    """One whole scale a step, coarse to fine (VAR, arXiv:2404.02905)."""
+    grids = as_grids(scales)
+    return Schedule(name="next_scale", grids=grids, sizes=tuple(r * c for r, c in grids))

@@ -1,0 +1,90 @@
+"""The convolutional autoencoder around a quantiser."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ar_jax.nn.conv import Decoder, Encoder, conv
+from ar_jax.schedules import Grid
+
+Array = jax.Array
+
+
+class Autoencoder(nn.Module, kw_only=True):
+    """Images [B, H, W, C] <-> features [B, h, w, code_width].
+
+    Attributes:
+        image_size: (H, W), or one number for squares; a multiple of the downsampling.
+        image_channels: C.
+        latent: channels between the encoder and the projection to the codes.
+        code_width: channels of a code vector.
+        channels, multipliers, attention, middle, patch, groups: see `ar_jax.nn.conv.Encoder`.
+        encoder_blocks, decoder_blocks: residual blocks a level.
+        projection: kernel side of the convolutions around the quantiser (VAR 3, LlamaGen 1).
+    """
+
+    image_size: int | tuple[int, int]
+    image_channels: int
+    latent: int
+    code_width: int
+    channels: int
+    multipliers: tuple[int, ...]
+    encoder_blocks: int = 2
+    decoder_blocks: int = 3
+    attention: bool = True
+    middle: bool = True
+    patch: int = 1
+    groups: int = 32
+    projection: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def downsample(self) -> int:
+        """f, image pixels a latent cell spans."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width, self.image_channels
+
+    @property
+    def grid(self) -> Grid:
+        """(h, w) of the latent."""
+        height, width, _ = self.image_shape
+        if height % self.downsample or width % self.downsample:
+            raise ValueError(
+                f"tokenizer.autoencoder.image_size {self.image_size} is not a multiple of the "
+                f"downsampling {self.downsample} (patch {self.patch}, {len(self.multipliers)} "
+                "multipliers)"
+            )
+        return height // self.downsample, width // self.downsample
+
+    def setup(self) -> None:
+        common = dict(
+            channels=self.channels,
+            multipliers=self.multipliers,
+            attention=self.attention,
+            middle=self.middle,
+            patch=self.patch,
+            groups=self.groups,
+            dtype=self.dtype,
+        )
+        self.encoder = Encoder(latent=self.latent, blocks=self.encoder_blocks, **common)
+        self.decoder = Decoder(
+            image_channels=self.image_channels, blocks=self.decoder_blocks, **common
+        )
+        self.to_code = conv(self.code_width, size=self.projection, dtype=jnp.float32, name=None)
+        self.from_code = conv(self.latent, size=self.projection, dtype=self.dtype, name=None)
+
+    def encode(self, images: Array) -> Array:
+        """float32 [B, h, w, code_width] of images [B, H, W, C] in [-1, 1]."""
+        return self.to_code(self.encoder(images))
+
+    def decode(self, features: Array) -> Array:
+        """Unclamped float32 images [B, H, W, C] of features [B, h, w, code_width]."""
+        return self.decoder(self.from_code(features))

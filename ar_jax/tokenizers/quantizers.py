@@ -1,0 +1,238 @@
+"""Quantisers: features [B, h, w, C] <-> codes int32 [B, L]. All float32.
+
+The contract, which `Tokenizer` relies on:
+
+    quantize(features)         -> Quantized: straight-through features, codes, losses
+    lookup(codes, steps)       -> features of the codes of the first ``steps`` steps
+    begin(batch)               -> state before any code is known
+    advance(state, codes, step)-> (state, what the next step may see)
+    contexts(codes)            -> the same for all steps at once (teacher forcing)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ar_jax.nn.conv import conv
+from ar_jax.nn.quantize import entropy_loss, nearest, normalise, straight_through
+from ar_jax.nn.resize import enlarge, shrink
+from ar_jax.schedules import Grid
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class Quantized:
+    """The result of quantising a batch."""
+
+    features: Array  # float32 [B, h, w, C], the codes' value with the encoder's gradient
+    codes: Array  # int32 [B, L]
+    vectors: Array  # float32 [B, L, C], what was assigned to the codes
+    codebook_loss: Array  # scalar, pulls the codes towards the features
+    commitment_loss: Array  # scalar, pulls the features towards the codes
+    entropy_loss: Array  # scalar, see `ar_jax.nn.quantize.entropy_loss`
+
+
+def codebook_init(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+    """Uniform in +-1 / V, the usual start of a codebook [V, C]."""
+    return jax.random.uniform(key, shape, dtype, -1.0 / shape[0], 1.0 / shape[0])
+
+
+class VectorQuantizer(nn.Module, kw_only=True):
+    """One code for every latent cell (VQ-VAE, arXiv:1711.00937; LlamaGen with l2_norm).
+
+    Attributes:
+        grid: (h, w) of the latent.
+        codebook_size, code_width: V and C.
+        l2_norm: compare and return unit vectors.
+        codebook_update: 'gradient', or 'ema': no gradient, the objective moves the codes.
+        entropy: whether to compute the entropy term, which costs an [N, V] softmax.
+    """
+
+    grid: Grid
+    codebook_size: int
+    code_width: int
+    l2_norm: bool = False
+    codebook_update: str = "gradient"
+    entropy: bool = False
+
+    def setup(self) -> None:
+        self.codebook = self.param(
+            "codebook", codebook_init, (self.codebook_size, self.code_width), jnp.float32
+        )
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The one grid of codes."""
+        return (self.grid,)
+
+    def table(self) -> Array:
+        """The code vectors in use, [V, C]."""
+        codebook = normalise(self.codebook, self.l2_norm)
+        return jax.lax.stop_gradient(codebook) if self.codebook_update == "ema" else codebook
+
+    def quantize(self, features: Array) -> Quantized:
+        """See the contract; both losses are means over all elements."""
+        z = normalise(features, self.l2_norm)
+        flat = z.reshape(-1, self.code_width)
+        table = self.table()
+        codes = nearest(flat, table)
+        chosen = table[codes].reshape(z.shape)
+        sg = jax.lax.stop_gradient
+        return Quantized(
+            features=straight_through(z, chosen),
+            codes=codes.reshape(len(z), -1),
+            vectors=z.reshape(len(z), -1, self.code_width),
+            codebook_loss=jnp.square(chosen - sg(z)).mean(),
+            commitment_loss=jnp.square(sg(chosen) - z).mean(),
+            entropy_loss=entropy_loss(flat, table) if self.entropy else jnp.zeros(()),
+        )
+
+    def lookup(self, codes: Array, steps: int | None = None) -> Array:
+        """Features [B, h, w, C]; cells from position ``steps`` on are zero."""
+        chosen = self.table()[codes]  # [B, L, C]
+        if steps is not None:
+            chosen = jnp.where(jnp.arange(codes.shape[1])[None, :, None] < steps, chosen, 0.0)
+        return chosen.reshape(len(codes), *self.grid, self.code_width)
+
+    def begin(self, batch_size: int) -> tuple:
+        """Nothing to carry: a step sees codes themselves."""
+        return ()
+
+    def advance(self, state: tuple, codes: Array, step: Array | int) -> tuple[tuple, Array]:
+        """The next step's context is this step's codes."""
+        return state, codes
+
+    def contexts(self, codes: Array) -> Array:
+        """int32 [B, L - 1]: every code but the last, which no step sees."""
+        return codes[:, :-1]
+
+
+def phi_indices(scales: int, phis: int) -> tuple[int, ...]:
+    """Which of ``phis`` convolutions each scale uses: the nearest tick, the first on ties.
+
+    float64 numpy as in the official code, because exact ties are settled by rounding.
+    """
+    if scales == 1:
+        return (0,)
+    margin = 1 / (3 * phis) if phis == 4 else 1 / (2 * phis)
+    ticks = np.linspace(margin, 1 - margin, phis)
+    return tuple(int(np.argmin(np.abs(ticks - k / (scales - 1)))) for k in range(scales))
+
+
+class MultiScaleQuantizer(nn.Module, kw_only=True):
+    """Residual quantisation over scales, coarse to fine, one codebook (VAR, arXiv:2404.02905).
+
+    Each scale quantises what the coarser ones left over, shrunk to its grid by area; its codes are
+    enlarged bicubically, refined by a convolution phi and added to the sum so far, f_hat.
+
+    Attributes:
+        grids: of the scales; the last one is the latent's.
+        codebook_size, code_width: V and C.
+        phis: number of convolutions phi: 1 shared by all scales, 0 one for each, n >= 2 partly
+            shared.
+        phi_ratio: phi(h) = (1 - ratio) h + ratio conv(h).
+        l2_norm, codebook_update, entropy: see `VectorQuantizer`.
+    """
+
+    grids: tuple[Grid, ...]
+    codebook_size: int
+    code_width: int
+    phis: int = 4
+    phi_ratio: float = 0.5
+    l2_norm: bool = False
+    codebook_update: str = "gradient"
+    entropy: bool = False
+
+    def setup(self) -> None:
+        self.codebook = self.param(
+            "codebook", codebook_init, (self.codebook_size, self.code_width), jnp.float32
+        )
+        self.phi_convs = [
+            conv(self.code_width, dtype=jnp.float32, name=f"phi_{i}")
+            for i in range(self.phis or len(self.grids))
+        ]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Codes of each scale."""
+        return tuple(rows * columns for rows, columns in self.grids)
+
+    def table(self) -> Array:
+        """The code vectors [V, C]; l2_norm compares directions but adds the vectors themselves."""
+        return (
+            jax.lax.stop_gradient(self.codebook) if self.codebook_update == "ema" else self.codebook
+        )
+
+    def refine(self, codes: Array, scale: int) -> Array:
+        """What scale ``scale``'s codes [B, n] add to the latent, [B, h, w, C]."""
+        h = self.table()[codes].reshape(len(codes), *self.grids[scale], self.code_width)
+        h = enlarge(h, self.grids[-1])
+        index = phi_indices(len(self.grids), self.phis or len(self.grids))[scale]
+        return (1 - self.phi_ratio) * h + self.phi_ratio * self.phi_convs[index](h)
+
+    def quantize(self, features: Array) -> Quantized:
+        """See the contract; losses are of the sum after every scale, averaged over scales."""
+        sg = jax.lax.stop_gradient
+        f_hat = jnp.zeros_like(features)
+        codes, vectors = [], []
+        codebook_loss = commitment_loss = entropy = jnp.zeros(())
+        for scale, grid in enumerate(self.grids):
+            z = shrink(sg(features - f_hat), grid).reshape(len(features), -1, self.code_width)
+            flat = normalise(z.reshape(-1, self.code_width), self.l2_norm)
+            table = normalise(self.table(), self.l2_norm)
+            index = nearest(flat, table)
+            if self.entropy:
+                live = shrink(features - sg(f_hat), grid).reshape(flat.shape)
+                entropy += entropy_loss(normalise(live, self.l2_norm), table)
+            codes.append(index.reshape(len(features), -1))
+            vectors.append(z)
+            f_hat = f_hat + self.refine(codes[-1], scale)
+            codebook_loss += jnp.square(f_hat - sg(features)).mean()
+            commitment_loss += jnp.square(sg(f_hat) - features).mean()
+        count = len(self.grids)
+        return Quantized(
+            features=straight_through(features, f_hat),
+            codes=jnp.concatenate(codes, axis=1),
+            vectors=jnp.concatenate(vectors, axis=1),
+            codebook_loss=codebook_loss / count,
+            commitment_loss=commitment_loss / count,
+            entropy_loss=entropy / count,
+        )
+
+    def lookup(self, codes: Array, steps: int | None = None) -> Array:
+        """f_hat [B, h, w, C] after the first ``steps`` scales (all if None)."""
+        f_hat = self.begin(len(codes))
+        for scale, part in enumerate(self._split(codes)[:steps]):
+            f_hat = f_hat + self.refine(part, scale)
+        return f_hat
+
+    def begin(self, batch_size: int) -> Array:
+        """f_hat of no codes: zeros [B, h, w, C]."""
+        return jnp.zeros((batch_size, *self.grids[-1], self.code_width), jnp.float32)
+
+    def advance(self, state: Array, codes: Array, step: int) -> tuple[Array, Array | None]:
+        """Adds a scale; the next one sees f_hat shrunk to its grid, [B, n, C] (None at the end)."""
+        state = state + self.refine(codes, step)
+        if step + 1 == len(self.grids):
+            return state, None
+        context = shrink(state, self.grids[step + 1])
+        return state, context.reshape(len(codes), -1, self.code_width)
+
+    def contexts(self, codes: Array) -> Array:
+        """float32 [B, L - n_1, C], the contexts of all scales after the first."""
+        state = self.begin(len(codes))
+        contexts = []
+        for scale, part in enumerate(self._split(codes)[:-1]):
+            state, context = self.advance(state, part, scale)
+            contexts.append(context)
+        return jnp.concatenate(contexts, axis=1)
+
+    def _split(self, codes: Array) -> list[Array]:
+        return jnp.split(codes, np.cumsum(self.sizes)[:-1].tolist(), axis=1)

@@ -1,0 +1,73 @@
+"""A tokenizer: an autoencoder around a quantiser."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ar_jax.schedules import Grid
+from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, Quantized, VectorQuantizer
+
+Array = jax.Array
+
+
+class Tokenizer(nn.Module, kw_only=True):
+    """Images float32 [B, H, W, C] in [-1, 1] <-> codes int32 [B, L] in generation order."""
+
+    autoencoder: Autoencoder
+    quantizer: VectorQuantizer | MultiScaleQuantizer
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """Grids of the code scales."""
+        return self.quantizer.grids
+
+    @property
+    def codebook_size(self) -> int:
+        """V."""
+        return self.quantizer.codebook_size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.autoencoder.image_shape
+
+    def __call__(self, images: Array) -> tuple[Array, Quantized]:
+        """Training's pass: (unclamped reconstruction [B, H, W, C], what the quantiser did)."""
+        quantized = self.quantizer.quantize(self.autoencoder.encode(images))
+        return self.autoencoder.decode(quantized.features), quantized
+
+    def encode(self, images: Array) -> Array:
+        """Codes int32 [B, L]."""
+        return self.quantizer.quantize(self.autoencoder.encode(images)).codes
+
+    def decode(self, codes: Array, steps: int | None = None) -> Array:
+        """Images in [-1, 1], of the codes of the first ``steps`` steps (all if None)."""
+        features = self.quantizer.lookup(codes, steps)
+        return jnp.clip(self.autoencoder.decode(features), -1.0, 1.0)
+
+    def begin(self, batch_size: int) -> Array | tuple:
+        """What a sampler carries before the first code is drawn."""
+        return self.quantizer.begin(batch_size)
+
+    def advance(
+        self, state: Array | tuple, codes: Array, step: Array | int
+    ) -> tuple[Array | tuple, Array | None]:
+        """(state, context of the next step) after drawing a step's codes [B, n]."""
+        return self.quantizer.advance(state, codes, step)
+
+    def contexts(self, codes: Array) -> Array:
+        """What every step after the first is fed, all at once: teacher forcing."""
+        return self.quantizer.contexts(codes)
+
+
+def to_float(images: Array) -> Array:
+    """uint8 [..., C] -> float32 in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: Array) -> Array:
+    """float32 in [-1, 1] -> uint8, rounded to the nearest."""
+    return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
