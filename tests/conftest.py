@@ -16,7 +16,9 @@ from absl import flags
 ROOT = Path(__file__).resolve().parent.parent
 DEVICES = 8
 
-# Before any other jax call: the backend is made once, by the first of them.
+# Before any other jax call: the backend is made once, by the first of them. On jax 0.10 some 30
+# and more sharded programs in flight deadlock the CPU client's threads, which then aborts the
+# process after 40 s: a loop over a sharded step must wait for a result every few steps.
 jax.config.update("jax_num_cpu_devices", DEVICES)
 # `[B, L, D] + [D]` must be written out: silent rank promotion hides transposed and missing axes.
 jax.config.update("jax_numpy_rank_promotion", "raise")
