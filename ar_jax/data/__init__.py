@@ -1,1 +1,26 @@
 """Data sources and Grain pipelines, uint8 on the host."""
+
+from __future__ import annotations
+
+from ar_jax.data.codes import CodesSource, CodesWriter
+from ar_jax.data.config import Data, from_config
+from ar_jax.data.eval_pipeline import EvalBatches, eval_batches
+from ar_jax.data.pipeline import TrainIterator, train_iterator
+from ar_jax.data.source import Source, UnreadableItem
+from ar_jax.data.sources import open_source
+from ar_jax.data.transforms import ImageTransform
+
+__all__ = [
+    "CodesSource",
+    "CodesWriter",
+    "Data",
+    "EvalBatches",
+    "ImageTransform",
+    "Source",
+    "TrainIterator",
+    "UnreadableItem",
+    "eval_batches",
+    "from_config",
+    "open_source",
+    "train_iterator",
+]
