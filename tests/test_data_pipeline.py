@@ -1,70 +1,17 @@
-"""The training stream: order, randomness, hosts, resume, workers, and clean ends."""
+"""The training stream: order, randomness, hosts, resume."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
-import pathlib
-import subprocess
-import sys
-import textwrap
-import threading
-import time
 
 import grain
 import numpy as np
 import pytest
 
 from ar_jax.data import CodesWriter, open_source, train_iterator
-from ar_jax.data.arrays import ArraySource
 from ar_jax.data.pipeline import HostBlocks, TrainIterator
-from ar_jax.data.source import Item, SkipUnreadable, UnreadableItem
-from ar_jax.data.transforms import ImageTransform
-
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-class Numbered(ArraySource):
-    """`count` distinct images; pixel values and the label give the item's number away.
-
-    Items in `bad` are unreadable. A module-level class, so worker processes can unpickle it.
-    """
-
-    def __init__(self, count: int, bad: tuple[int, ...] = ()) -> None:
-        images = np.arange(count * 16).reshape(count, 4, 4, 1).astype(np.uint8)
-        names = tuple(str(i) for i in range(count))
-        super().__init__("numbered", images, np.arange(count), class_names=names)
-        self._bad = bad
-
-    def fetch(self, index: int, rng: np.random.Generator | None = None) -> Item:
-        if index in self._bad:
-            raise UnreadableItem(f"item {index} is corrupt")
-        return super().fetch(index, rng)
-
-
-TRANSFORM = ImageTransform(size=4, flip=True)
-
-
-def batches(count: int, source=None, transform=TRANSFORM, **options) -> list[dict]:
-    defaults = {"batch_size": 8, "seed": 3, "process_index": 0, "process_count": 1}
-    with train_iterator(source or Numbered(24), transform, **(defaults | options)) as iterator:
-        return list(itertools.islice(iterator, count))
-
-
-def equal(a: list[dict], b: list[dict]) -> bool:
-    return len(a) == len(b) and all(
-        x.keys() == y.keys() and all(np.array_equal(x[key], y[key]) for key in x)
-        for x, y in zip(a, b, strict=True)
-    )
-
-
-def labels(got: list[dict]) -> np.ndarray:
-    return np.concatenate([batch["label"] for batch in got])
-
-
-def grain_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("grain")]
+from tests.numbered_source import TRANSFORM, Numbered, batches, equal, labels
 
 
 def test_shapes_and_types():
@@ -207,84 +154,6 @@ def test_codes_draw_their_copy_by_the_seed(tmp_path):
             copies.setdefault(int(label), set()).add(int(copy))
     assert all(drawn == {0, 1, 2} for drawn in copies.values())
     assert equal(got, batches(20, source, None, batch_size=6))
-
-
-def test_workers_give_the_same_batches_lose_none_and_resume():
-    whole = batches(7, batch_size=10)
-    source = SkipUnreadable(Numbered(24, bad=(5, 6)))
-    damaged = batches(7, source, batch_size=10)
-    with train_iterator(
-        source, TRANSFORM, batch_size=10, seed=3, num_workers=2, num_threads=1
-    ) as iterator:
-        first = [{k: np.array(v) for k, v in next(iterator).items()} for _ in range(3)]
-        assert equal(first, damaged[:3])
-        # Worker counts may change on resume: the state is a batch number.
-        state = iterator.get_state()
-    assert state == {"next_index": 3, "global_batch": 10, "seed": 3, "items": 24}
-    with train_iterator(source, TRANSFORM, batch_size=10, seed=3) as iterator:
-        iterator.set_state(state)
-        assert equal(list(itertools.islice(iterator, 4)), damaged[3:])
-    assert source.skipped == 2, "skips inside workers are counted too"
-    same = [np.array_equal(a["label"], b["label"]) for a, b in zip(whole, damaged, strict=True)]
-    assert not all(same)
-
-
-def test_an_unreadable_item_reaches_the_caller_from_a_worker():
-    started = time.monotonic()
-    with train_iterator(
-        Numbered(24, bad=(0,)), TRANSFORM, batch_size=8, seed=3, num_workers=1
-    ) as iterator:
-        with pytest.raises(ValueError, match="item 0 is corrupt"):
-            for _ in range(4):
-                next(iterator)
-        with pytest.raises(ValueError, match="closed"):
-            next(iterator)
-    assert time.monotonic() - started < 60
-
-
-def test_an_error_ends_a_plain_script_at_once(tmp_path):
-    """No app.run, flags unparsed, an exception in a worker: an exit code, not a hang."""
-    script = textwrap.dedent(
-        """
-        from tests.test_data_pipeline import Numbered, TRANSFORM
-        from ar_jax.data import train_iterator
-
-        if __name__ == "__main__":
-            iterator = train_iterator(
-                Numbered(24, bad=(0,)), TRANSFORM, batch_size=8, seed=3, num_workers=1
-            )
-            for _ in range(4):
-                next(iterator)
-        """
-    )
-    # A file is needed: spawned workers import the main module again.
-    path = tmp_path / "plain_script.py"
-    path.write_text(script)
-    done = subprocess.run(
-        [sys.executable, str(path)],
-        cwd=ROOT,
-        timeout=120,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 1 and "item 0 is corrupt" in done.stderr, done.stderr
-    assert "UnparsedFlagAccessError" not in done.stderr
-
-
-def test_closing_ends_all_threads():
-    before = len(grain_threads())
-    for _ in range(5):
-        with train_iterator(Numbered(24), TRANSFORM, batch_size=8, seed=3, num_threads=3) as it:
-            next(it)
-            it.set_state(it.get_state() | {"next_index": 5})
-            next(it)
-            assert len(grain_threads()) > before
-    deadline = time.monotonic() + 10
-    while len(grain_threads()) > before and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert len(grain_threads()) <= before
-    it.close()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import Any
 
 import grain
+import numpy as np
 from absl import flags
 
 from ar_jax.data.host import MAX_SEED, Batch, Fetch, Host, read_options, this_host
@@ -83,6 +84,9 @@ class TrainIterator(grain.DatasetIterator):
             self.close()
             raise
         self._next += 1
+        if self._num_workers:
+            # Out of the workers' shared memory: what still lives there at exit counts as leaked.
+            batch = {key: np.array(value) for key, value in batch.items()}
         return batch
 
     def get_state(self) -> dict[str, int]:
