@@ -1,0 +1,193 @@
+"""Generated images with known classes, judged by the small classifier beside real ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ar_jax.evaluation.classifier import Classifier
+from ar_jax.evaluation.frechet import (
+    Floor,
+    frechet_distance,
+    frechet_floor,
+    gaussian_stats,
+)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images and their classes.
+
+    Attributes:
+        images: uint8 [N, H, W, C].
+        labels: int [N].
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What `evaluate_generation` measured.
+
+    Attributes:
+        count: generated images.
+        train_count: real images the reference statistics come from.
+        test_count: real images held out from them.
+        classifier: name of the classifier.
+        class_accuracy: fraction of generated images whose most probable class is the one asked for.
+        class_accuracy_per_class: the same for every class, [num_classes].
+        class_counts: generated images of every class, [num_classes].
+        confidence: mean probability of the most probable class.
+        label_probability: mean probability of the class asked for.
+        test_class_accuracy: class accuracy of the real test images.
+        test_confidence: confidence on the real test images.
+        classifier_frechet_distance: of the generated images to the train images.
+        frechet_floor: of as many real test images (`floor.count`) to the train images.
+        frechet_ratio: the distance divided by the floor's mean.
+        frechet_test_all: of all test images to the train images.
+    """
+
+    count: int
+    train_count: int
+    test_count: int
+    classifier: str
+    class_accuracy: float
+    class_accuracy_per_class: np.ndarray
+    class_counts: np.ndarray
+    confidence: float
+    label_probability: float
+    test_class_accuracy: float
+    test_confidence: float
+    classifier_frechet_distance: float
+    frechet_floor: Floor
+    frechet_ratio: float
+    frechet_test_all: float
+
+
+def check_labelled(name: str, data: LabelledImages, num_classes: int) -> None:
+    """Raises ValueError unless `data` is N uint8 images [N, H, W, C] with N labels in range."""
+    images, labels = np.asarray(data.images), np.asarray(data.labels)
+    if images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"{name}.images: shape {images.shape}, expected [N, H, W, C], N > 0")
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"{name}.images: dtype {images.dtype}, expected uint8 0..255 as it is stored in files; "
+            "round before you measure"
+        )
+    if labels.shape != (len(images),):
+        raise ValueError(
+            f"{name}.labels: shape {labels.shape} for {len(images)} images, "
+            f"expected ({len(images)},)"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{name}.labels: dtype {labels.dtype}, expected integers")
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise ValueError(
+            f"{name}.labels: {outside[0]} is out of range for {num_classes} classes (0 to "
+            f"{num_classes - 1})"
+        )
+
+
+def check_balanced(name: str, labels: np.ndarray, num_classes: int) -> None:
+    """Raises ValueError unless every class has equally many labels [N]."""
+    counts = np.bincount(labels, minlength=num_classes)
+    if counts.min() != counts.max():
+        low, high = int(counts.argmin()), int(counts.argmax())
+        raise ValueError(
+            f"{name}.labels: unbalanced, class {low} has {counts[low]} images and class {high} "
+            f"has {counts[high]}; a Frechet distance of unbalanced samples is not comparable "
+            f"(generate a multiple of {num_classes} images, or pass allow_unbalanced=True)"
+        )
+
+
+def class_accuracies(
+    predictions: np.ndarray, labels: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy of every class (NaN for one without images) and its image count, [num_classes]."""
+    counts = np.bincount(labels, minlength=num_classes)
+    hits = np.bincount(labels[predictions == labels], minlength=num_classes)
+    with np.errstate(invalid="ignore"):
+        return hits / counts, counts
+
+
+def evaluate_generation(
+    classifier: Classifier,
+    generated: LabelledImages,
+    train: LabelledImages,
+    test: LabelledImages,
+    *,
+    allow_unbalanced: bool = False,
+    floor_count: int | None = None,
+    floor_draws: int = 10,
+    seed: int = 0,
+) -> GenerationResult:
+    """Class accuracy and Frechet distance of generated images, beside the floor of real ones.
+
+    Args:
+        classifier: judges all three sets.
+        generated: N generated images and the classes that were asked for.
+        train: the reference of the Frechet distance: the images the generator was trained on.
+        test: images held out from training.
+        allow_unbalanced: accept generated labels with unequal counts.
+        floor_count: images in a draw of the floor, by default N. Say it when the test set cannot
+            give N balanced images; the floor of fewer images is higher, the ratio to it flatters.
+        floor_draws: draws of the floor.
+        seed: of the floor's draws.
+
+    Raises:
+        ValueError: counts, shapes or dtypes that disagree, unbalanced labels, too few test images.
+    """
+    num_classes = classifier.module.num_classes
+    for name, data in (("generated", generated), ("train", train), ("test", test)):
+        check_labelled(name, data, num_classes)
+        if data.images.shape[1:] != generated.images.shape[1:]:
+            raise ValueError(
+                f"{name}.images: {data.images.shape[1:]} an image, but the generated ones have "
+                f"{generated.images.shape[1:]}"
+            )
+    if not allow_unbalanced:
+        check_balanced("generated", generated.labels, num_classes)
+
+    out = classifier(generated.images)
+    test_out = classifier(test.images)
+    reference = gaussian_stats(classifier(train.images).features, "train features")
+    distance = frechet_distance(gaussian_stats(out.features, "generated features"), reference)
+    floor = frechet_floor(
+        reference,
+        test_out.features,
+        test.labels,
+        len(generated) if floor_count is None else floor_count,
+        num_classes,
+        draws=floor_draws,
+        seed=seed,
+    )
+    per_class, counts = class_accuracies(out.predictions, generated.labels, num_classes)
+    probabilities = out.probabilities
+    return GenerationResult(
+        count=len(generated),
+        train_count=len(train),
+        test_count=len(test),
+        classifier=classifier.name,
+        class_accuracy=float((out.predictions == generated.labels).mean()),
+        class_accuracy_per_class=per_class,
+        class_counts=counts,
+        confidence=float(probabilities.max(axis=1).mean()),
+        label_probability=float(
+            np.take_along_axis(probabilities, generated.labels[:, None].astype(np.int64), 1).mean()
+        ),
+        test_class_accuracy=float((test_out.predictions == test.labels).mean()),
+        test_confidence=float(test_out.probabilities.max(axis=1).mean()),
+        classifier_frechet_distance=distance,
+        frechet_floor=floor,
+        frechet_ratio=distance / floor.mean,
+        frechet_test_all=frechet_distance(
+            gaussian_stats(test_out.features, "test features"), reference
+        ),
+    )
