@@ -35,8 +35,8 @@ class CategoricalHead(nn.Module, kw_only=True):
             preferred_element_type=jnp.float32,
         )
         if self.bias:
-            zeros = nn.initializers.zeros
-            logits = logits + self.param("bias", zeros, (self.vocab_size,), jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,), jnp.float32)
+            logits = logits + jnp.expand_dims(bias, tuple(range(logits.ndim - 1)))
         return logits
 
     @staticmethod

@@ -66,8 +66,10 @@ class Attention(nn.Module, kw_only=True):
         q, k, v = (qkv[:, :, i] for i in range(3))  # each [B, Q, H, K]
         if self.bias == "qv":
             zeros = nn.initializers.zeros
-            q = q + self.param("q_bias", zeros, (self.heads, head_width)).astype(q.dtype)
-            v = v + self.param("v_bias", zeros, (self.heads, head_width)).astype(v.dtype)
+            q_bias = self.param("q_bias", zeros, (self.heads, head_width))
+            v_bias = self.param("v_bias", zeros, (self.heads, head_width))
+            q = q + q_bias[None, None].astype(q.dtype)
+            v = v + v_bias[None, None].astype(v.dtype)
         scale = self.logit_scale
         if self.qk_norm == "cosine":
             log_scale = self.param(
@@ -198,7 +200,7 @@ class Block(nn.Module, kw_only=True):
         else:
             table_init = modulation_init(width**-0.5, self.gate_init, self.modulation_init)
             table = self.param("modulation_table", table_init, (6, width), jnp.float32)
-            vectors = condition + table
+            vectors = condition + table[None]
         return [vectors[:, None, i] for i in range(6)]
 
 
@@ -207,7 +209,8 @@ def modulation_init(std: float, gate: float, rest: float) -> Initializer:
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         factors = jnp.array([gate, gate, rest, rest, rest, rest], dtype)
-        return jax.random.normal(key, shape, dtype) * std * factors[:, None]
+        factors = jnp.broadcast_to(factors[:, None], shape)
+        return jax.random.normal(key, shape, dtype) * std * factors
 
     return init
 
@@ -228,7 +231,7 @@ class Modulation(nn.Module, kw_only=True):
         out = jnp.einsum(
             "bd,dne->bne", hidden, kernel.astype(self.dtype), preferred_element_type=jnp.float32
         )
-        return out + bias
+        return out + bias[None]
 
 
 class Stack(nn.Module, kw_only=True):

@@ -25,6 +25,7 @@ class RMSNorm(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        scale = jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
         x = x.astype(jnp.float32)
         return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon) * scale
 
