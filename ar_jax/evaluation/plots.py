@@ -161,14 +161,14 @@ def save_bars(
         axis.bar_label(bars, fmt="%.3g", fontsize=7)
         axis.set_xticks(range(len(labels)), labels, fontsize=8)
         if max(map(len, labels)) > 5:
-            axis.tick_params(axis="x", rotation=45)
+            axis.set_xticks(range(len(labels)), labels, fontsize=8, rotation=45, ha="right")
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(xlabel, fontsize=8)
         axis.margins(y=0.12)
         if title in references:
             what, value = references[title]
             axis.axhline(value, color=_REFERENCE, linestyle="--", linewidth=1.2, label=what)
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=7, loc="lower right")
     return save_figure(figure, path)
 
 
