@@ -68,9 +68,9 @@ def test_palette_with_and_without_transparency():
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
-    deep = np.array([[0, 257, 32768, 65535]], np.uint16)
+    deep = np.array([[0, 200, 257, 32768, 65535]], np.uint16)
     got = decode_image(encoded(Image.fromarray(deep)), "x")
-    np.testing.assert_array_equal(got[..., 0], [[0, 1, 128, 255]])
+    np.testing.assert_array_equal(got[..., 0], [[0, 1, 1, 128, 255]])
 
 
 def test_bilevel_cmyk_and_webp():
