@@ -1,0 +1,272 @@
+"""Checkpoints: the only file that knows orbax.
+
+A run's checkpoints lie in ``workdir/checkpoints/<step>/``, each with the parts
+
+    params   parameters
+    ema      their running mean, where the run keeps one
+    state    everything else that training needs: optimiser, codebook statistics, counters
+    data     the position of the data iterator, one file a process
+
+so that whoever samples or evaluates loads parameters without knowing the optimiser. A part is
+written beside its final place and renamed, so a killed process leaves no half checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+FOLDER = "checkpoints"
+DATA = "data"
+# A generator's workdir keeps its tokenizer: TOKENIZER/PARAMS, and TOKENIZER/config.json beside.
+TOKENIZER = "tokenizer"
+PARAMS = "params"
+
+
+class Checkpoints:
+    """The checkpoints of one run; all processes call every method together.
+
+    Attributes:
+        directory: ``workdir/checkpoints``.
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, keep: int) -> None:
+        """Opens or makes the directory; the newest ``keep`` checkpoints are kept.
+
+        Raises:
+            ValueError: keep < 1.
+        """
+        if keep < 1:
+            raise ValueError(f"config.train.keep_checkpoints={keep} must be at least 1")
+        self.directory = epath.Path(workdir).absolute() / FOLDER
+        training = ocp.training
+        self._checkpointer = training.Checkpointer(
+            self.directory,
+            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,  # left by a process that was killed while saving
+        )
+        self._saving: ocp.AsyncResponse[bool] | None = None
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that can be restored, ascending."""
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    def save(self, step: int, trees: Mapping[str, Any], data: Any = None) -> None:
+        """Starts to save; the arrays may be donated as soon as this returns.
+
+        Args:
+            step: number of completed steps. A step that is there already is left as it is.
+            trees: name -> pytree of arrays; empty trees are left out.
+            data: an iterator with get_state and set_state that knows orbax (all of Grain's do).
+        """
+        if step in self.steps:
+            return
+        parts = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
+        if data is not None:
+            parts[DATA] = data
+        self.wait()
+        self._saving = self._checkpointer.save_checkpointables_async(step, parts)
+
+    def restore(self, step: int, abstract: Mapping[str, Any], data: Any = None) -> dict[str, Any]:
+        """Loads the parts named in ``abstract``; ``data`` is set in place.
+
+        Args:
+            step: one of `steps`.
+            abstract: name -> pytree of ShapeDtypeStructs whose shardings say where arrays go; any
+                mesh will do.
+
+        Raises:
+            ValueError: names the checkpoint and every entry that is missing, unknown, or of another
+                shape.
+        """
+        self.wait()
+        path = self.directory / str(step)
+        wanted: dict[str, Any] = {
+            name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)
+        }
+        for name, tree in wanted.items():
+            _check_entries(path, name, tree)
+        if data is not None:
+            wanted[DATA] = data
+        loaded = self._checkpointer.load_checkpointables(step, wanted)
+        return {name: loaded.get(name, tree) for name, tree in abstract.items()}
+
+    def wait(self) -> None:
+        """Blocks until what `save` started is on disk; raises what went wrong there."""
+        if self._saving is not None:
+            self._saving.result()
+            self._saving = None
+
+    def close(self) -> None:
+        """Waits and releases the background threads."""
+        self.wait()
+        self._checkpointer.close()
+
+
+def list_steps(workdir: epath.PathLike) -> list[int]:
+    """Steps with a complete checkpoint in ``workdir``, ascending; writes nothing."""
+    directory = epath.Path(workdir).absolute() / FOLDER
+    if not directory.exists():
+        return []
+    names = [child.name for child in directory.iterdir() if child.name.isdigit()]
+    return sorted(int(name) for name in names if ocp.is_orbax_checkpoint(directory / name))
+
+
+def load_params(
+    workdir: epath.PathLike,
+    which: str = "ema",
+    step: int | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> dict[str, Any]:
+    """Parameters of a run, as saved: a dict tree of float32 arrays.
+
+    Args:
+        workdir: of the training run.
+        which: 'ema', 'params', or 'auto': the EMA if the run keeps one, else the parameters.
+        step: None for the newest.
+        sharding: of every array; None puts them on the first device.
+
+    Raises:
+        ValueError: no such checkpoint, or the run keeps no EMA; says which there are.
+    """
+    if which not in ("ema", "params", "auto"):
+        raise ValueError(f"which={which!r} is none of 'ema', 'params', 'auto'")
+    steps = list_steps(workdir)
+    if not steps:
+        raise ValueError(
+            f"{epath.Path(workdir) / FOLDER} holds no checkpoint: is {workdir} the --workdir of a "
+            "training run?"
+        )
+    if step is None:
+        step = steps[-1]
+    if step not in steps:
+        raise ValueError(f"{workdir} has no checkpoint of step {step}; there are {steps}")
+    path = epath.Path(workdir).absolute() / FOLDER / str(step)
+    parts = {child.name for child in path.iterdir() if child.is_dir()}
+    if which == "auto":
+        which = "ema" if "ema" in parts else "params"
+    if which not in parts:
+        raise ValueError(
+            f"{path} holds no {which!r}: the run had config.ema.decay=0. Load which='params'"
+        )
+    return _load(path, which, None, sharding)
+
+
+def save_tree(path: epath.PathLike, tree: Any, metadata: dict[str, Any] | None = None) -> None:
+    """Writes one pytree of arrays to the new directory ``path``, with JSON metadata beside it.
+
+    Raises:
+        ValueError: ``path`` exists.
+    """
+    target = epath.Path(path).absolute()
+    if target.exists():
+        raise ValueError(f"{path} exists already; it is not overwritten")
+    ocp.save(target, tree, custom_metadata=metadata)
+
+
+def load_tree(
+    path: epath.PathLike, abstract: Any = None, sharding: jax.sharding.Sharding | None = None
+) -> Any:
+    """Reads what `save_tree` wrote.
+
+    Args:
+        abstract: pytree of ShapeDtypeStructs to fill; None: what is there, as nested dicts.
+        sharding: of every array if ``abstract`` is None; None puts them on the first device.
+
+    Raises:
+        ValueError: ``path`` holds no tree, or one with other entries or shapes; names them.
+    """
+    target = epath.Path(path).absolute()
+    if not target.exists() or not ocp.is_orbax_checkpoint(target):
+        raise ValueError(f"{path} holds no saved parameters")
+    return _load(target, None, abstract, sharding)
+
+
+def tree_metadata(path: epath.PathLike) -> dict[str, Any]:
+    """The JSON metadata given to `save_tree`; {} if none was."""
+    return dict(ocp.metadata(epath.Path(path).absolute()).custom_metadata or {})
+
+
+def load_system_params(
+    workdir: epath.PathLike,
+    which: str = "auto",
+    step: int | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> dict[str, Any]:
+    """A generator's parameters with those of the tokenizer kept in its workdir.
+
+    Args: as of `load_params`.
+
+    Returns:
+        ``{'tokenizer': ..., 'backbone': ..., 'head': ...}``.
+
+    Raises:
+        ValueError: names the directory that holds no generator, or no such checkpoint.
+    """
+    params = load_params(workdir, which, step, sharding)
+    folder = epath.Path(workdir) / TOKENIZER
+    if not folder.exists():
+        raise ValueError(f"{folder} does not exist: {workdir} is no generator's workdir")
+    return {"tokenizer": load_tree(folder / PARAMS, sharding=sharding), **params}
+
+
+def tree_digest(tree: Any) -> str:
+    """A fingerprint of names, shapes and values of a pytree of arrays."""
+    digest = hashlib.sha256()
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for path, leaf in sorted(leaves, key=lambda pair: _name(pair[0])):
+        value = np.ascontiguousarray(jax.device_get(leaf))
+        digest.update(f"{_name(path)} {value.dtype} {value.shape} ".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _load(path: epath.Path, part: str | None, abstract: Any, sharding: Any) -> Any:
+    named = {} if part is None else {"checkpointable_name": part}
+    if abstract is None:
+        where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = jax.tree.map(
+            lambda saved: jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=where),
+            ocp.metadata(path, **named).metadata,
+        )
+    else:
+        _check_entries(path, part, abstract)
+    return ocp.load(path, abstract, **named)
+
+
+def _check_entries(path: epath.Path, part: str | None, abstract: Any) -> None:
+    """Compares names and shapes before orbax reads anything: its own message names neither file."""
+    named = {} if part is None else {"checkpointable_name": part}
+    where = path if part is None else path / part
+    if not where.exists():
+        raise ValueError(f"{path} holds no part {part!r}: another program or version wrote it")
+    saved = _shapes(ocp.metadata(path, **named).metadata)
+    wanted = _shapes(abstract)
+    problems = [f"{name} is missing" for name in wanted if name not in saved]
+    problems += [f"{name} is not expected" for name in saved if name not in wanted]
+    problems += [
+        f"{name} has shape {saved[name]}, expected {shape}"
+        for name, shape in wanted.items()
+        if name in saved and saved[name] != shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" * (len(problems) > 8))
+        raise ValueError(f"{where} does not fit this model: {shown}")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        _name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

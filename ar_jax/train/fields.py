@@ -1,0 +1,89 @@
+"""The sections of a configuration that the loop reads, checked against what takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainFields:
+    """``config.train``. Every ``*_every`` counts steps; 0 never; the last step always counts.
+
+    Attributes:
+        steps: of the whole run.
+        batch_size: rows of one step, over all devices and microbatches.
+        accumulation: microbatches of a step.
+        eval_batches: of one evaluation, spread over the test split; 0: all of it.
+        keep_checkpoints: newest ones that are kept.
+        max_bad_steps: the run stops after so many skipped steps in a row.
+        wandb: also log to Weights & Biases.
+    """
+
+    steps: int
+    batch_size: int
+    accumulation: int = 1
+    log_every: int
+    eval_every: int
+    eval_batches: int = 0
+    preview_every: int
+    checkpoint_every: int
+    keep_checkpoints: int = 2
+    max_bad_steps: int = 20
+    wandb: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch_size": 1, "accumulation": 1}
+        least |= {"keep_checkpoints": 1, "max_bad_steps": 1, "log_every": 1}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "wandb" and value < least.get(field.name, 0):
+                raise ValueError(
+                    f"config.train.{field.name}={value} must be at least {least.get(field.name, 0)}"
+                )
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether what happens ``every`` steps happens after ``step`` steps."""
+        return every > 0 and (step % every == 0 or step == self.steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmaFields:
+    """``config.ema``: see `ar_jax.train.step.make_train_step`."""
+
+    decay: float
+    warmup: bool = True
+
+
+def call_with(
+    function: Callable[..., T], section: Mapping[str, Any], name: str, **placed: Any
+) -> T:
+    """``function(**section, **placed)``.
+
+    Raises:
+        ValueError: names the field of config.``name`` that is unknown or missing.
+    """
+    signature = inspect.signature(function).parameters
+    known = [field for field in signature if field not in placed]
+    for field in section:
+        if field not in known:
+            raise ValueError(
+                f"config.{name}.{field}={section[field]!r} is no field; config.{name} takes "
+                f"{', '.join(known)}"
+            )
+    for field in known:
+        if signature[field].default is inspect.Parameter.empty and field not in section:
+            raise ValueError(f"config.{name}.{field} is missing")
+    return function(**{field: section[field] for field in section}, **placed)
+
+
+def matmul_precision(config: Mapping[str, Any]) -> str:
+    """``config.precision``: of float32 matrix products, for `jax.default_matmul_precision`."""
+    precision = config["precision"]
+    if precision not in ("default", "highest"):
+        raise ValueError(f"config.precision={precision!r} is none of 'default', 'highest'")
+    return precision

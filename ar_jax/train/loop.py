@@ -1,0 +1,194 @@
+"""The training loop, the same for tokenizers and generators."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ar_jax.api import Objective, Params
+from ar_jax.io.checkpoint import Checkpoints
+from ar_jax.io.images import save_png
+from ar_jax.io.metrics import open_writers
+from ar_jax.io.progress import Progress
+from ar_jax.io.run_info import check_workdir, config_dict, record_run, write_parameter_table
+from ar_jax.parallel.mesh import check_batch, make_mesh, put_batch, use_mesh
+from ar_jax.parallel.rules import shardings
+from ar_jax.train.fields import EmaFields, TrainFields, call_with, matmul_precision
+from ar_jax.train.optimizer import build_optimizer
+from ar_jax.train.preemption import StopRequest
+from ar_jax.train.program import build_program, describe_parameters, evaluate, start_state
+from ar_jax.train.report import Reporter
+from ar_jax.train.state import TrainState, sampling_params, to_parts
+
+log = logging.getLogger(__name__)
+
+HostBatch = Mapping[str, np.ndarray]
+# (params, frozen) -> name -> picture, uint8 [H, W, C]
+Preview = Callable[[Params, Params], Mapping[str, np.ndarray]]
+
+PREVIEWS = "previews"
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        state: the train state.
+        step: completed steps.
+        finished: False if it was told to stop before its last step; the same command goes on.
+    """
+
+    state: TrainState
+    step: int
+    finished: bool
+
+
+def train(
+    config: Mapping[str, Any],
+    objective: Objective,
+    frozen: Params,
+    workdir: str | Path,
+    train_data: Iterator[HostBatch],
+    eval_data: Iterable[HostBatch] | None = None,
+    preview: Preview | None = None,
+) -> Outcome:
+    """Trains from the newest checkpoint in ``workdir``, or from nothing, to ``config.train.steps``.
+
+    Args:
+        config: the sections train, optimizer, ema and mesh, and seed and precision, are read here.
+        frozen: parameters the objective needs but does not train; {} if none.
+        train_data: endless batches of this process's rows, whose position orbax can save.
+        eval_data: batches with ``mask``, iterated anew by every evaluation; None: no evaluation.
+        preview: pictures of the current parameters (the EMA's, if there is one).
+
+    Raises:
+        ValueError: a bad field, or a workdir of another run; nothing is written then.
+        TrainingDiverged: after ``config.train.max_bad_steps`` skipped steps in a row; a checkpoint
+            with the last finite parameters is saved.
+    """
+    check_workdir(config, workdir)
+    fields = call_with(TrainFields, config["train"], "train")
+    ema = call_with(EmaFields, config["ema"], "ema")
+    optimizer = call_with(build_optimizer, config["optimizer"], "optimizer", steps=fields.steps)
+    mesh = call_with(make_mesh, config["mesh"], "mesh", devices=None)
+    check_batch(mesh, batch_size=fields.batch_size, accumulation=fields.accumulation)
+    main, folder = jax.process_index() == 0, Path(workdir)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(use_mesh(mesh))
+        stack.enter_context(jax.default_matmul_precision(matmul_precision(config)))
+        program = build_program(
+            objective,
+            optimizer,
+            mesh,
+            seed=config["seed"],
+            accumulation=fields.accumulation,
+            ema_decay=ema.decay,
+            ema_warmup=ema.warmup,
+        )
+        stop = stack.enter_context(StopRequest())
+        if main:
+            record_run(config, folder)
+            rows = describe_parameters(program.abstract.params, optimizer)
+            log.info("parameters:\n%s", write_parameter_table(folder, rows))
+        checkpoints = Checkpoints(folder, keep=fields.keep_checkpoints)
+        stack.callback(checkpoints.close)
+        state = start_state(program, checkpoints, train_data)
+        frozen = jax.device_put(frozen, shardings(frozen, mesh))
+        first = int(state.step)
+        announce(folder, mesh, first, fields.steps)
+        progress = stack.enter_context(Progress(fields.steps, initial=first, enabled=main))
+        writers = open_writers(
+            folder,
+            step=first,
+            console=progress.write,
+            wandb=config_dict(config) if fields.wandb else None,
+            main=main,
+        )
+        stack.callback(writers.close)
+        reporter = Reporter(
+            writers,
+            progress,
+            log_every=fields.log_every,
+            last_step=fields.steps,
+            batch_size=fields.batch_size,
+            tokens_per_image=getattr(objective, "tokens_per_image", 0),
+        )
+
+        def save(step: int) -> None:
+            checkpoints.save(step, to_parts(state), train_data)
+
+        step, stopping, pending = first, False, None
+        while step < fields.steps and not stopping:
+            batch = put_batch(next(train_data), program.rows)
+            with jax.transfer_guard("disallow"):
+                state, metrics = program.train_step(state, frozen, batch, program.key)
+            reporter.settle(pending)  # of the step before, while the device is busy with this one
+            step, pending = step + 1, (step + 1, metrics)
+            stopping = stop.requested(step)
+            evaluating = eval_data is not None and fields.due(step, fields.eval_every)
+            previewing = preview is not None and fields.due(step, fields.preview_every)
+            saving = fields.due(step, fields.checkpoint_every) or step == fields.steps
+            if stopping or evaluating or previewing or saving:
+                reporter.settle(pending)  # a checkpoint's metrics are on disk before it is
+                pending = None
+            if reporter.bad_steps >= fields.max_bad_steps:
+                save(step)
+                checkpoints.wait()
+                raise TrainingDiverged(diverged_message(reporter.bad_steps, step, folder))
+            if stopping:  # at once: the platform may end the process soon
+                save(step)
+                checkpoints.wait()
+            with reporter.paused():
+                if evaluating:
+                    assert eval_data is not None
+                    means = evaluate(program, state, frozen, eval_data)
+                    reporter.write(step, {f"eval/{name}": v for name, v in means.items()})
+                if previewing:
+                    assert preview is not None
+                    pictures = preview(sampling_params(state), frozen)
+                    for name, picture in pictures.items() if main else ():
+                        save_png(folder / PREVIEWS / f"{name}_{step:08d}.png", picture)
+                if saving:
+                    save(step)
+        checkpoints.wait()
+        if stopping and step < fields.steps:
+            progress.write(f"told to stop: saved step {step}; the same command goes on from there")
+        return Outcome(state, step, step == fields.steps)
+
+
+def announce(folder: Path, mesh: jax.sharding.Mesh, step: int, steps: int) -> None:
+    """First lines of the log: who runs where."""
+    devices = jax.devices()
+    log.info(
+        "process %d/%d, %d of %d devices (%s), mesh %s",
+        jax.process_index(),
+        jax.process_count(),
+        jax.local_device_count(),
+        len(devices),
+        devices[0].device_kind,
+        dict(mesh.shape),
+    )
+    what = "starting" if step == 0 else "finished already" if step >= steps else "going on"
+    log.info("workdir %s: %s at step %d of %d", folder, what, step, steps)
+
+
+def diverged_message(count: int, step: int, folder: Path) -> str:
+    """What happened, what is kept, what to do."""
+    return (
+        f"loss or gradient was not finite in {count} steps in a row, up to step {step}; the "
+        f"parameters before them are saved as step {step} in {folder}. Lower "
+        "config.optimizer.learning_rate or clip_norm, or look for bad values in the data; "
+        "config.train.max_bad_steps sets the number"
+    )

@@ -1,0 +1,219 @@
+"""The optimiser: Adam or AdamW with schedules of the learning rate and of the weight decay.
+
+Schedules are functions of the train state's own step, not of a count inside the optimiser: a step
+that the non-finite guard skips still counts, as in training with a loss scaler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ar_jax.parallel.rules import path_name
+
+Array = jax.Array
+Schedule = Callable[[Array | int], Array]  # completed steps -> float32 scalar
+
+# Never decayed, whatever the configuration says.
+NO_DECAY = (r"(^|/)(\w+_)?(bias|scale)$",)
+# A parameter of a scanned stack has one dimension more than it has in the layer.
+STACKED = r"(^|/)blocks/"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """An optax transformation and its two schedules.
+
+    Attributes:
+        transform: ``update(grads, state, params, step=...)`` returns what to add to ``params``.
+        learning_rate, weight_decay: of the number of completed steps.
+        decays: 'a/b/c' path and shape -> whether this parameter is decayed.
+    """
+
+    transform: optax.GradientTransformationExtraArgs
+    learning_rate: Schedule
+    weight_decay: Schedule
+    decays: Callable[[str, tuple[int, ...]], bool]
+
+
+def build_optimizer(
+    *,
+    steps: int,
+    name: str,
+    learning_rate: float,
+    schedule: str,
+    warmup_steps: int,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    warmup_start: float = 0.0,
+    hold: float = 0.0,
+    end_ratio: float = 0.0,
+    weight_decay_end: float | None = None,
+    no_decay: Sequence[str] = (),
+    clip_norm: float = 0.0,
+) -> Optimizer:
+    """The optimiser of ``config.optimizer`` for a run of ``config.train.steps`` steps.
+
+    Args:
+        name: 'adamw', or 'adam', which has no weight decay.
+        learning_rate: peak.
+        schedule: 'constant', 'linear' or 'cosine', after the warm-up; see `learning_rate_ratio`.
+        weight_decay: at the start; None for ``weight_decay_end`` means the same at the end, between
+            them half a cosine over all steps.
+        no_decay: regular expressions on 'a/b/c' paths, besides biases, norm scales and all other
+            parameters of less than two dimensions.
+        clip_norm: largest global norm of the gradient; 0: no clipping.
+
+    Raises:
+        ValueError: names the field, its value and what would be right.
+    """
+    if name not in ("adam", "adamw"):
+        raise ValueError(f"config.optimizer.name={name!r} is none of 'adamw', 'adam'")
+    if name == "adam" and (weight_decay or weight_decay_end):
+        raise ValueError(
+            f"config.optimizer.weight_decay={weight_decay} has no effect with name='adam': set it "
+            "to 0.0 or use name='adamw'"
+        )
+    _check_range("learning_rate", learning_rate, 0.0, math.inf)
+    _check_range("clip_norm", clip_norm, 0.0, math.inf)
+    _check_range("weight_decay", weight_decay, 0.0, math.inf)
+    for pattern in no_decay:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"config.optimizer.no_decay holds {pattern!r}, no regular expression: {error}"
+            ) from error
+    ratio = learning_rate_ratio(
+        steps=steps,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        warmup_start=warmup_start,
+        hold=hold,
+        end_ratio=end_ratio,
+    )
+    end = weight_decay if weight_decay_end is None else weight_decay_end
+    rate: Schedule = lambda step: jnp.float32(learning_rate) * ratio(step)  # noqa: E731
+    decay = half_cosine(start=weight_decay, end=end, steps=steps)
+    patterns = tuple(no_decay)
+
+    def decays(path: str, shape: tuple[int, ...]) -> bool:
+        return is_decayed(path, shape, patterns)
+
+    transform = optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32),
+        _descend(rate, decay, decays),
+    )
+    return Optimizer(transform=transform, learning_rate=rate, weight_decay=decay, decays=decays)
+
+
+def _check_range(field: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"config.optimizer.{field}={value} must lie in [{low:g}, {high:g}]")
+
+
+def learning_rate_ratio(
+    *,
+    steps: int,
+    schedule: str,
+    warmup_steps: int,
+    warmup_start: float,
+    hold: float,
+    end_ratio: float,
+) -> Schedule:
+    """Learning rate over its peak, at step i of N = ``steps`` with W = ``warmup_steps``.
+
+    i < W:    s + (1 - s) i / W, s = ``warmup_start``.
+    then with p = (i - W) / (N - 1 - W) and e = ``end_ratio``, reached at the last step:
+    constant: 1
+    cosine:   e + (1 - e) (1 + cos(pi p)) / 2
+    linear:   1 while p < h, then e + (1 - e) (1 - p) / (1 - h), h = ``hold`` (0.05 is VAR's lin0).
+
+    Raises:
+        ValueError: names the field of config.optimizer.
+    """
+    if schedule not in ("constant", "cosine", "linear"):
+        raise ValueError(
+            f"config.optimizer.schedule={schedule!r} is none of 'constant', 'cosine', 'linear'"
+        )
+    if hold and schedule != "linear":
+        raise ValueError(
+            f"config.optimizer.hold={hold} has no effect with schedule={schedule!r}: set it to 0.0 "
+            "or use schedule='linear'"
+        )
+    if not 0 <= hold < 1:
+        raise ValueError(f"config.optimizer.hold={hold} must lie in [0, 1)")
+    if not 0 <= warmup_steps < max(steps, 1):
+        raise ValueError(
+            f"config.optimizer.warmup_steps={warmup_steps} must be less than "
+            f"config.train.steps={steps} and not negative"
+        )
+    _check_range("warmup_start", warmup_start, 0.0, 1.0)
+    _check_range("end_ratio", end_ratio, 0.0, 1.0)
+
+    def ratio(step: Array | int) -> Array:
+        i = jnp.asarray(step, jnp.float32)
+        warm = warmup_start + (1 - warmup_start) * i / max(warmup_steps, 1)
+        span = max(steps - 1 - warmup_steps, 1)
+        p = jnp.clip((i - warmup_steps) / span, 0.0, 1.0)
+        if schedule == "constant" or steps - 1 == warmup_steps:  # one step: it has the peak
+            later = jnp.ones_like(p)
+        elif schedule == "cosine":
+            later = end_ratio + (1 - end_ratio) * (1 + jnp.cos(jnp.pi * p)) / 2
+        else:
+            left = jnp.clip((steps - 1 - i) / span, 0.0, 1.0)  # 1 - p, exactly 0 at the last step
+            falling = end_ratio + (1 - end_ratio) * left / (1 - hold)
+            later = jnp.where(p < hold, 1.0, falling)
+        return jnp.where(i < warmup_steps, warm, later).astype(jnp.float32)
+
+    return ratio
+
+
+def half_cosine(*, start: float, end: float, steps: int) -> Schedule:
+    """From ``start`` at step 0 to ``end`` at step ``steps`` - 1: e + (s - e)(1 + cos(pi p)) / 2."""
+
+    def value(step: Array | int) -> Array:
+        p = jnp.clip(jnp.asarray(step, jnp.float32) / max(steps - 1, 1), 0.0, 1.0)
+        return (end + (start - end) * (1 + jnp.cos(jnp.pi * p)) / 2).astype(jnp.float32)
+
+    return value
+
+
+def is_decayed(path: str, shape: tuple[int, ...], no_decay: Sequence[str]) -> bool:
+    """Whether weight decay acts on the parameter at ``path`` ('a/b/c')."""
+    if any(re.search(pattern, path) for pattern in (*NO_DECAY, *no_decay)):
+        return False
+    return len(shape) - bool(re.search(STACKED, path)) >= 2
+
+
+def _descend(
+    rate: Schedule, decay: Schedule, decays: Callable[[str, tuple[int, ...]], bool]
+) -> optax.GradientTransformationExtraArgs:
+    """-rate(step) * (update + decay(step) * param): AdamW's last line (arXiv:1711.05101)."""
+
+    def init(params: Any) -> optax.EmptyState:
+        return optax.EmptyState()
+
+    def update(
+        updates: Any, state: optax.EmptyState, params: Any = None, *, step: Array, **unused: Any
+    ) -> tuple[Any, optax.EmptyState]:
+        eta, weight = rate(step), decay(step)
+
+        def one(path: tuple[Any, ...], update: Array, param: Array) -> Array:
+            if decays(path_name(path), param.shape):
+                update = update + weight * param
+            return -eta * update
+
+        return jax.tree_util.tree_map_with_path(one, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,135 @@
+"""The jitted programs of a run and where their arrays lie."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from ar_jax.api import Objective, Params
+from ar_jax.io.checkpoint import Checkpoints
+from ar_jax.parallel.mesh import batch_sharding, put_batch, replicated
+from ar_jax.parallel.rules import path_name, shardings
+from ar_jax.train.optimizer import Optimizer
+from ar_jax.train.state import (
+    TrainState,
+    from_parts,
+    init_state,
+    sampling_params,
+    to_parts,
+)
+from ar_jax.train.step import EvalStep, TrainStep, make_eval_step, make_train_step
+
+Array = jax.Array
+HostBatch = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a run computes with; call it inside `ar_jax.parallel.mesh.use_mesh`.
+
+    Attributes:
+        key: the run's key, fold_in of which makes every other.
+        abstract: the train state's shapes with their shardings.
+        init: () -> state of a new run.
+        train_step: (state, frozen, batch, key) -> (state, metrics); the state is donated.
+        eval_step: (params, stats, frozen, batch, key, index) -> (means, rows).
+        rows: sharding of a batch.
+    """
+
+    key: Array
+    abstract: TrainState
+    init: Callable[[], TrainState]
+    train_step: TrainStep
+    eval_step: EvalStep
+    rows: NamedSharding
+
+
+def build_program(
+    objective: Objective,
+    optimizer: Optimizer,
+    mesh: Mesh,
+    *,
+    seed: int,
+    accumulation: int = 1,
+    ema_decay: float = 0.0,
+    ema_warmup: bool = True,
+) -> Program:
+    """Compiles nothing yet; raises ValueError where a parameter does not fit the mesh."""
+    whole = replicated(mesh)
+    key = jax.device_put(jax.random.key(seed), whole)
+
+    def init() -> TrainState:
+        return init_state(objective, optimizer, jax.random.key(seed), ema=ema_decay > 0)
+
+    shapes = jax.eval_shape(init)
+    places = shardings(shapes, mesh)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )
+    step = make_train_step(
+        objective,
+        optimizer,
+        accumulation=accumulation,
+        ema_decay=ema_decay,
+        ema_warmup=ema_warmup,
+    )
+    return Program(
+        key=key,
+        abstract=abstract,
+        init=jax.jit(init, out_shardings=places),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(places, whole)),
+        eval_step=jax.jit(make_eval_step(objective), out_shardings=whole),
+        rows=batch_sharding(mesh),
+    )
+
+
+def start_state(program: Program, checkpoints: Checkpoints, train_data: Any) -> TrainState:
+    """The newest checkpoint's state, with ``train_data`` set to its place, or a new run's."""
+    if not checkpoints.steps:
+        return program.init()
+    parts = checkpoints.restore(checkpoints.steps[-1], to_parts(program.abstract), train_data)
+    return from_parts(parts)
+
+
+def evaluate(
+    program: Program, state: TrainState, frozen: Params, batches: Iterable[HostBatch]
+) -> dict[str, float]:
+    """Means of loss and metrics over all rows whose mask is 1, of the EMA if there is one.
+
+    Raises:
+        ValueError: there are no such rows.
+    """
+    params = sampling_params(state)
+    results = [
+        program.eval_step(
+            params, state.stats, frozen, put_batch(batch, program.rows), program.key, index
+        )
+        for index, batch in enumerate(batches)
+    ]
+    fetched = jax.device_get(results)
+    count = sum(float(rows) for _, rows in fetched)
+    if not count:
+        raise ValueError("evaluation needs at least one row: the test split gave none")
+    return {
+        name: sum(float(means[name]) * float(rows) for means, rows in fetched) / count
+        for name in fetched[0][0]
+    }
+
+
+def describe_parameters(
+    params: Params, optimizer: Optimizer
+) -> list[tuple[str, jax.ShapeDtypeStruct, str]]:
+    """(name, shape, sharding and decay) of every parameter, for the workdir's table."""
+    rows = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        decay = "decay" if optimizer.decays(name, leaf.shape) else "no decay"
+        rows.append((name, leaf, f"{decay}, {leaf.sharding.spec}"))
+    return rows

@@ -1,0 +1,162 @@
+"""From a configuration and a directory to a trained system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ar_jax.api import Params
+from ar_jax.build import build_objective, check_trained_tokenizer, trains_tokenizer
+from ar_jax.data import CodesSource, Data, from_config
+from ar_jax.io.checkpoint import (
+    PARAMS,
+    TOKENIZER,
+    load_params,
+    load_tree,
+    save_tree,
+    tree_digest,
+)
+from ar_jax.io.run_info import check_workdir, read_config, write_config
+from ar_jax.objectives.likelihood import init_tokenizer
+from ar_jax.train.fields import TrainFields, call_with
+from ar_jax.train.loop import Outcome, train
+from ar_jax.train.preview import build_preview
+
+SECTIONS: tuple[str, ...] = ("seed", "dtype", "precision", "data", "tokenizer", "objective")
+SECTIONS += ("train", "optimizer", "ema", "mesh")
+GENERATOR_SECTIONS = ("tokenizer_checkpoint", "schedule", "backbone", "head", "sampling")
+
+
+def train_and_evaluate(config: Any, workdir: str | Path) -> Outcome:
+    """Trains what ``config`` describes in ``workdir``, going on where it was stopped.
+
+    Args:
+        config: a ConfigDict of `configs/`.
+        workdir: made if absent; holds checkpoints, metrics, previews, the resolved configuration
+            and, for a generator, its tokenizer.
+
+    Raises:
+        ValueError: names the field, file or directory that is wrong; nothing is written then.
+    """
+    check_sections(config)
+    check_workdir(config, workdir)
+    fields = call_with(TrainFields, config["train"], "train")
+    objective: Any = build_objective(config)
+    splits = {split: from_config(config["data"], split) for split in ("train", "test")}
+    tokenizer = getattr(objective, "tokenizer", None) or objective.system.tokenizer
+    check_images(config, tokenizer.image_shape)
+    frozen: Params = {}
+    if not trains_tokenizer(config):
+        check_classes(config)
+        frozen = {"tokenizer": prepare_tokenizer(config, workdir, objective.system)}
+        for data in splits.values():
+            check_codes(data, objective.system, frozen["tokenizer"])
+    test = splits["test"]
+    eval_data = test.eval_batches(
+        batch_size=fields.batch_size // fields.accumulation,
+        max_batches=fields.eval_batches or None,
+    )
+    preview = build_preview(config, objective, test) if fields.preview_every else None
+    with splits["train"].train_iterator(
+        batch_size=fields.batch_size, seed=config["seed"]
+    ) as train_data:
+        return train(config, objective, frozen, workdir, train_data, eval_data, preview)
+
+
+def check_sections(config: Any) -> None:
+    """Raises ValueError that names a section of the configuration that is unknown or missing."""
+    if "objective" not in config:
+        raise ValueError("config.objective is missing")
+    wanted = SECTIONS if trains_tokenizer(config) else SECTIONS + GENERATOR_SECTIONS
+    for name in config:
+        if name not in wanted:
+            raise ValueError(f"config.{name} is no section; a config has {', '.join(wanted)}")
+    for name in wanted:
+        if name not in config:
+            raise ValueError(f"config.{name} is missing; a config has {', '.join(wanted)}")
+
+
+def check_images(config: Any, image_shape: tuple[int, int, int]) -> None:
+    """Raises ValueError if data and tokenizer are of different image shapes."""
+    data = config["data"]
+    shape = (data["image_size"], data["image_size"], data["channels"])
+    if shape != tuple(image_shape):
+        raise ValueError(
+            f"config.data.image_size={shape[0]} and channels={shape[2]} give images {shape}, but "
+            f"config.tokenizer is for {tuple(image_shape)}: make them equal"
+        )
+
+
+def check_classes(config: Any) -> None:
+    """Raises ValueError if data and backbone disagree on the number of classes."""
+    ours, theirs = config["backbone"].get("num_classes", 0), config["data"]["num_classes"]
+    if config["backbone"].get("condition", "class") == "class" and ours != theirs:
+        raise ValueError(
+            f"config.backbone.num_classes={ours}, but config.data.num_classes={theirs}: make them "
+            "equal"
+        )
+
+
+def check_codes(data: Data, system: Any, tokenizer: Params) -> None:
+    """Raises ValueError if cached codes are not this tokenizer's, in this schedule's order."""
+    source = data.source
+    if not isinstance(source, CodesSource):
+        return
+    schedule = system.schedule
+    if source.sizes != tuple(schedule.sizes):
+        raise ValueError(
+            f"{source.name} holds steps of {source.sizes} codes, config.schedule makes "
+            f"{tuple(schedule.sizes)}: write the codes again with this config"
+        )
+    if source.vocabulary_size != system.tokenizer.codebook_size:
+        raise ValueError(
+            f"{source.name} holds codes below {source.vocabulary_size}, the tokenizer has "
+            f"{system.tokenizer.codebook_size}: write the codes again with this tokenizer"
+        )
+    digest = tree_digest(tokenizer)
+    if source.tokenizer.get("digest") != digest:
+        raise ValueError(
+            f"{source.name} was written with the tokenizer {source.tokenizer.get('digest')}, but "
+            f"this run's is {digest}: write the codes again with this tokenizer"
+        )
+
+
+def prepare_tokenizer(config: Any, workdir: str | Path, system: Any) -> Params:
+    """The frozen tokenizer of a generator, kept in its workdir from the first start on.
+
+    Raises:
+        ValueError: no tokenizer is named, it differs from ``config.tokenizer``, or its parameters
+            do not fit.
+    """
+    folder = Path(workdir) / TOKENIZER
+    shapes = jax.eval_shape(lambda key: init_tokenizer(system, key), jax.random.key(0))
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes
+    )
+    if (folder / PARAMS).exists():
+        return load_tree(folder / PARAMS, shapes)
+    source = config["tokenizer_checkpoint"]
+    if not source:
+        raise ValueError(
+            "config.tokenizer_checkpoint is empty: train a tokenizer first (its config is one of "
+            "configs/*/tokenizer_*.py) and name its workdir with --config.tokenizer_checkpoint=DIR"
+        )
+    saved = read_config(source)
+    check_trained_tokenizer(config, saved["tokenizer"])
+    params = load_params(source, "auto")
+    _check_tree(params, shapes, source)
+    if jax.process_index() == 0:
+        write_config(saved, folder)
+    save_tree(folder / PARAMS, params)
+    return params
+
+
+def _check_tree(params: Params, shapes: Params, source: str) -> None:
+    if jax.tree.map(lambda leaf: leaf.shape, params) != jax.tree.map(lambda s: s.shape, shapes):
+        raise ValueError(
+            f"config.tokenizer_checkpoint={source}: its parameters do not have the names and "
+            "shapes of config.tokenizer; was it trained by another version?"
+        )

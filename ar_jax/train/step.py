@@ -1,0 +1,173 @@
+"""One training step and one evaluation step, for every objective.
+
+A step: gradients of the mean loss over the global batch (in microbatches, if asked), clipping and
+update, the objective's own `finish` (EMA codebooks), the running mean of the parameters. If loss or
+gradient is not finite the whole step is undone and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+
+from ar_jax.api import Aux, Batch, Objective, Params
+from ar_jax.parallel.mesh import BATCH_AXES
+from ar_jax.train.optimizer import Optimizer
+from ar_jax.train.state import EVALUATION, TrainState
+
+Array = jax.Array
+Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, Params, Batch, Array], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Params, Any, Params, Batch, Array, Array | int], tuple[Metrics, Array]]
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: Optimizer,
+    *,
+    accumulation: int = 1,
+    ema_decay: float = 0.0,
+    ema_warmup: bool = True,
+) -> TrainStep:
+    """The pure function (state, frozen, batch, key) -> (state, metrics), to be jitted.
+
+    Args:
+        accumulation: microbatches; gradients, metrics and sums are float32 means (sums) over them.
+        ema_decay: of the running mean of the parameters, 0 for none; with ``ema_warmup`` it is
+            min(decay, (1 + step) / (10 + step)), so that early means forget the initial values.
+
+    ``key`` is the run's key: step n uses fold_in(key, n), microbatch i of it fold_in(that, i), and
+    `finish` fold_in(that, accumulation).
+    """
+    if not 0 <= ema_decay < 1:
+        raise ValueError(f"config.ema.decay={ema_decay} must lie in [0, 1); 0 turns the EMA off")
+
+    def train_step(
+        state: TrainState, frozen: Params, batch: Batch, key: Array
+    ) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(key, state.step)
+        loss, grads, aux = accumulate(objective, state, frozen, batch, step_key, accumulation)
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+        updates, opt_state = optimizer.transform.update(
+            grads, state.opt_state, state.params, step=state.step
+        )
+        params = optax.apply_updates(state.params, updates)
+        finish_key = jax.random.fold_in(step_key, accumulation)
+        params, stats = objective.finish(params, state.stats, aux.sums, aux.last, finish_key)
+        ema = state.ema
+        if ema_decay:
+            decay = ema_rate(state.step, ema_decay, ema_warmup)
+            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+
+        new = (params, opt_state, ema, stats)
+        old = (state.params, state.opt_state, state.ema, state.stats)
+        params, opt_state, ema, stats = jax.tree.map(
+            lambda after, before: jnp.where(finite, after, before), new, old
+        )
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=ema,
+            stats=stats,
+            bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+            bad_total=state.bad_total + jnp.where(finite, 0, 1),
+        )
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "param_norm": optax.tree.norm(params),
+            "learning_rate": optimizer.learning_rate(state.step - 1),
+            "weight_decay": optimizer.weight_decay(state.step - 1),
+            "bad_steps": state.bad_steps,
+            "bad_total": state.bad_total,
+        }
+        return state, merge(metrics, aux.metrics)
+
+    return train_step
+
+
+def accumulate(
+    objective: Objective,
+    state: TrainState,
+    frozen: Params,
+    batch: Batch,
+    key: Array,
+    accumulation: int,
+) -> tuple[Array, Params, Aux]:
+    """(mean loss, mean gradient, aux) over ``accumulation`` microbatches, one after the other.
+
+    Microbatch i holds the rows i, i + accumulation, ...: a device's rows are contiguous in the
+    batch, so each microbatch takes its share of every device and no row moves.
+    """
+
+    def value_and_grad(i: Array | int, micro: Batch) -> tuple[Array, Params, Aux]:
+        def loss(params: Params) -> tuple[Array, Aux]:
+            micro_key = jax.random.fold_in(key, i)
+            value, aux = objective.loss(params, state.stats, frozen, micro, micro_key, True)
+            return value.astype(jnp.float32), aux
+
+        (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        return value, grads, aux
+
+    if accumulation == 1:
+        return value_and_grad(0, batch)
+
+    def split(rows: Array) -> Array:  # [B, ...] -> [accumulation, B / accumulation, ...]
+        rows = rows.reshape(-1, accumulation, *rows.shape[1:]).swapaxes(0, 1)
+        if jax.sharding.get_abstract_mesh().empty:
+            return rows
+        return jax.lax.with_sharding_constraint(rows, P(None, BATCH_AXES))
+
+    micros = jax.tree.map(split, batch)
+
+    def body(carry: Any, inputs: tuple[Array, Batch]) -> tuple[Any, None]:
+        value, grads, aux = value_and_grad(*inputs)
+        summed = (value, grads, aux.metrics, aux.sums)
+        return (jax.tree.map(jnp.add, carry[0], summed), aux.last), None
+
+    first = jax.tree.map(lambda rows: rows[0], micros)
+    shapes = jax.eval_shape(value_and_grad, 0, first)
+    value, grads, aux = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    carry = ((value, grads, aux.metrics, aux.sums), aux.last)
+    (summed, last), _ = jax.lax.scan(body, carry, (jnp.arange(accumulation), micros))
+    value, grads, metrics = jax.tree.map(lambda x: x / accumulation, summed[:3])
+    return value, grads, Aux(metrics=metrics, sums=summed[3], last=last)
+
+
+def ema_rate(step: Array, decay: float, warmup: bool) -> Array:
+    """The EMA's decay after ``step`` completed steps."""
+    n = step.astype(jnp.float32)
+    return jnp.minimum(decay, (1 + n) / (10 + n)) if warmup else jnp.float32(decay)
+
+
+def merge(metrics: Metrics, more: Metrics) -> Metrics:
+    """Both; ValueError names what is in both."""
+    both = sorted(metrics.keys() & more.keys())
+    if both:
+        raise ValueError(f"the objective's metrics {both} have names that the train step uses")
+    return metrics | more
+
+
+def make_eval_step(objective: Objective) -> EvalStep:
+    """The pure function (params, stats, frozen, batch, key, index) -> (means, number of rows).
+
+    Means are over the rows whose ``mask`` [B] is 1; ``index`` is the batch's number, so that every
+    evaluation of a run draws the same noise.
+    """
+
+    def eval_step(
+        params: Params, stats: Any, frozen: Params, batch: Batch, key: Array, index: Array | int
+    ) -> tuple[Metrics, Array]:
+        key = jax.random.fold_in(jax.random.fold_in(key, EVALUATION), index)
+        loss, aux = objective.loss(params, stats, frozen, batch, key, False)
+        return merge({"loss": loss}, aux.metrics), batch["mask"].sum()
+
+    return eval_step

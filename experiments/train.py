@@ -1,0 +1,44 @@
+"""Trains a tokenizer or a generator, or goes on with a run that was stopped.
+
+    python experiments/train.py --config=configs/fashion_mnist/tokenizer_multiscale.py \
+        --workdir=runs/tokenizer
+    python experiments/train.py --config=configs/fashion_mnist/var.py --workdir=runs/var \
+        --config.tokenizer_checkpoint=runs/tokenizer --config.train.batch_size=128
+
+The workdir gets checkpoints, metrics (JSON lines and TensorBoard events), pictures and the resolved
+configuration. The same command again resumes; SIGTERM saves and exits with 0.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from ar_jax.train.run import train_and_evaluate
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run.", required=True)
+CACHE = flags.DEFINE_string("compilation_cache", None, "Directory of compiled programs, kept.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Connect the processes of a pod or cluster; start all of them."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; write --flag=value")
+    logging.getLogger("ar_jax").setLevel(logging.INFO)
+    if CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", CACHE.value)
+    if DISTRIBUTED.value:
+        jax.distributed.initialize()
+    train_and_evaluate(CONFIG.value, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)
