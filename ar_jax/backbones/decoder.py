@@ -168,7 +168,7 @@ class Decoder(nn.Module, kw_only=True):
         if self.modulation == "shared":
             init = nn.initializers.normal(self._std)
             condition = Modulation(
-                vectors=6, init=init, dtype=self.dtype, name="shared_modulation"
+                vectors=6, kernel_init=init, dtype=self.dtype, name="shared_modulation"
             )(vector)
         x, caches = Stack(
             depth=self.depth,
@@ -272,7 +272,9 @@ class Decoder(nn.Module, kw_only=True):
         if self.modulation == "none":
             return x
         init = nn.initializers.normal(self._std * self.modulation_init)
-        modulation = Modulation(vectors=2, init=init, dtype=jnp.float32, name="final_modulation")
+        modulation = Modulation(
+            vectors=2, kernel_init=init, dtype=jnp.float32, name="final_modulation"
+        )
         scale, shift = jnp.split(modulation(vector), 2, axis=1)  # each [B, 1, D]
         return x * (1 + scale) + shift
 

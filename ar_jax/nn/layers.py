@@ -70,7 +70,7 @@ class MLP(nn.Module, kw_only=True):
     activation: str
     gated: bool
     bias: bool
-    init: Initializer
+    kernel_init: Initializer
     out_init: Initializer
     dtype: jnp.dtype
 
@@ -81,9 +81,11 @@ class MLP(nn.Module, kw_only=True):
                 features, use_bias=self.bias, kernel_init=init, dtype=self.dtype, name=name
             )
 
-        hidden = dense(self.hidden, "up", self.init)(x)
+        hidden = dense(self.hidden, "up", self.kernel_init)(x)
         if self.gated:
-            hidden = activate(dense(self.hidden, "gate", self.init)(x), self.activation) * hidden
+            hidden = (
+                activate(dense(self.hidden, "gate", self.kernel_init)(x), self.activation) * hidden
+            )
         else:
             hidden = activate(hidden, self.activation)
         return dense(x.shape[-1], "down", self.out_init)(hidden)
