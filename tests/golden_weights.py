@@ -89,6 +89,13 @@ def dense(path: str, shape: tuple[int, ...] | None = None, inputs: int = 1, laye
     return Place((path,), ours, official, layer)
 
 
+def fused(path: str, shape: tuple[int, ...], layer: int) -> Place:
+    """A weight [3 D, D] of queries, keys and values -> our three kernels [D, H, K]."""
+    kernel = dense("", shape, 1)
+    paths = tuple(f"{path}/{name}/kernel" for name in ("query", "key", "value"))
+    return Place(paths, kernel.ours, kernel.official, layer)
+
+
 def convolution(*paths: str) -> Place:
     """A convolution's weight, OIHW -> HWIO."""
     return Place(paths, lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
@@ -219,9 +226,7 @@ def var_places(tensors: Arrays, *, width: int, heads: int) -> Places:
             "attn.scale_mul_1H11": reshaped(
                 f"{root}/attention/log_scale", (heads,), (1, heads, 1, 1), i
             ),
-            "attn.mat_qkv.weight": dense(
-                f"{root}/attention/qkv/kernel", (width, 3, heads, head_width), 1, i
-            ),
+            "attn.mat_qkv.weight": fused(f"{root}/attention", (width, heads, head_width), i),
             "attn.proj.weight": dense(
                 f"{root}/attention/out/kernel", (heads, head_width, width), 2, i
             ),
@@ -234,9 +239,9 @@ def var_places(tensors: Arrays, *, width: int, heads: int) -> Places:
             "ada_lin.1.bias": reshaped(f"{root}/modulation/bias", (6, width), (-1,), i),
             "ada_gss": reshaped(f"{root}/modulation_table", (6, width), (1, 1, 6, width), i),
         }
-        for bias in ("q_bias", "v_bias"):
+        for bias, ours in (("q_bias", "query"), ("v_bias", "value")):
             places[f"attn.{bias}"] = reshaped(
-                f"{root}/attention/{bias}", (heads, head_width), (-1,), i
+                f"{root}/attention/{ours}/bias", (heads, head_width), (-1,), i
             )
         return places[name]
 
@@ -259,9 +264,7 @@ def gpt_places(tensors: Arrays, *, width: int, heads: int) -> Places:
     def block(name: str, i: int) -> Place:
         root = "backbone/stack/blocks"
         return {
-            "attention.wqkv.weight": dense(
-                f"{root}/attention/qkv/kernel", (width, 3, heads, head_width), 1, i
-            ),
+            "attention.wqkv.weight": fused(f"{root}/attention", (width, heads, head_width), i),
             "attention.wo.weight": dense(
                 f"{root}/attention/out/kernel", (heads, head_width, width), 2, i
             ),

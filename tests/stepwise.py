@@ -24,30 +24,48 @@ def stepwise_logits(
     if scales is not None:
         null = backbone.conditioner.null(cond)
         cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
-    cache = backbone.init_cache(batch if scales is None else 2 * batch)
+        scales = jnp.asarray(scales)
     tokenizer = {"params": params["tokenizer"]}
-    state = system.tokenizer.apply(tokenizer, batch, method="begin")
-    context, logits, contexts = None, [], []
-    for step, (start, size) in enumerate(zip(schedule.starts, schedule.sizes, strict=True)):
-        fed = context
+
+    def predict(step: Any, context: Any, cache: Any) -> Any:
         if scales is not None and context is not None:
-            fed = jnp.concatenate([context, context])
-        # Traced where the sampler traces it.
-        traced = schedule.equal_steps and step > 0
-        index = jnp.int32(step) if traced else step
-        hidden, cache = backbone.apply({"params": unstacked}, fed, cond, step=index, cache=cache)
-        out = system.head.apply({"params": params["head"]}, hidden)
+            context = jnp.concatenate([context, context])
+        hidden, cache = backbone.apply({"params": unstacked}, context, cond, step=step, cache=cache)
+        logits: Any = system.head.apply({"params": params["head"]}, hidden)
         if scales is not None:
-            out = out[batch:] + scales[step] * (out[:batch] - out[batch:])
+            logits = logits[batch:] + scales[step] * (logits[:batch] - logits[batch:])
+        return logits, cache
+
+    def advance(state: Any, step: Any, drawn: jax.Array) -> Any:
+        return system.tokenizer.apply(tokenizer, state, drawn, step, method="advance")
+
+    state = system.tokenizer.apply(tokenizer, batch, method="begin")
+    first, cache = predict(0, None, backbone.init_cache(batch if scales is None else 2 * batch))
+    state, context = advance(state, 0, codes[:, : schedule.sizes[0]])
+    logits, contexts = [first], []
+    if schedule.equal_steps and schedule.num_steps > 1:  # a traced step, where the sampler has one
+
+        def body(carry: Any, step: jax.Array) -> Any:
+            state, context, cache = carry
+            logits, cache = predict(step, context, cache)
+            size = schedule.sizes[0]
+            drawn = jax.lax.dynamic_slice_in_dim(codes, step * size, size, axis=1)
+            state, following = advance(state, step, drawn)
+            return (state, following, cache), (logits, context)
+
+        steps = jnp.arange(1, schedule.num_steps)
+        _, (rest, fed) = jax.lax.scan(body, (state, context, cache), steps)
+        return jnp.concatenate([first, *rest], axis=1), list(fed)
+    for step in range(1, schedule.num_steps):
+        start, size = schedule.starts[step], schedule.sizes[step]
+        contexts.append(context)
+        out, cache = predict(step, context, cache)
         logits.append(out)
-        drawn = codes[:, start : start + size]
-        state, context = system.tokenizer.apply(tokenizer, state, drawn, step, method="advance")
-        if step + 1 < schedule.num_steps:
-            contexts.append(context)
+        state, context = advance(state, step, codes[:, start : start + size])
     return jnp.concatenate(logits, axis=1), contexts
 
 
-def teacher_forced(system: System, params: Any, cond: Any, codes: jax.Array) -> jax.Array:
+def teacher_forced(system: System, params: Any, cond: Any, codes: jax.Array) -> Any:
     """Logits [B, L, V] of all steps at once."""
     context = system.tokenizer.apply({"params": params["tokenizer"]}, codes, method="contexts")
     hidden, _ = system.backbone.apply({"params": params["backbone"]}, context, cond)
