@@ -34,14 +34,14 @@ from tests.golden_weights import (
     to_ours,
     tokenizer_places,
 )
+from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.stepwise import stepwise_logits, teacher_forced
 
-QUICK = {"xla_backend_optimization_level": 0}  # large programs that run once: halves compilation
 CASE = "llamagen/tiny"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def highest_precision():
+def highest_precision(quick_compilation):  # noqa: F811
     with jax.default_matmul_precision("highest"):
         yield
 
@@ -225,7 +225,7 @@ def test_tokenizer(case, gpt, close):
         decoded = module.autoencoder.decode(module.quantizer.lookup(quantized.codes))
         return encoder(images), encode(images), quantized, reconstruction, decoded
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(params, images):
         return gpt.system.tokenizer.apply({"params": params}, images, method=passes)
 
@@ -252,7 +252,7 @@ def test_tokenizer_gradients(case, gpt, close):
     weights = dict(commitment=settings["commit_loss_beta"], entropy=settings["entropy_loss_ratio"])
     images = jnp.asarray(np.moveaxis(case.io["tok_images"], 1, -1))
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     @jax.grad
     def gradient(params):
         # The recorded images are floats between the uint8 levels that our objective takes.

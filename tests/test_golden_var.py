@@ -26,15 +26,15 @@ from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import CachedSampler, image_keys
 from ar_jax.tokenizers.quantizers import phi_indices
 from tests.golden_weights import Case, Places, to_official, to_ours, tokenizer_places, var_places
+from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.stepwise import stepwise_logits, teacher_forced
 
 RELATIVE, LOGITS, FEATURES = 5e-5, 2e-4, 5e-5
 RUNS = ("greedy", "plain", "topkp")
-QUICK = {"xla_backend_optimization_level": 0}  # large programs that run once: halves compilation
 
 
 @pytest.fixture(scope="module", autouse=True)
-def highest_precision():
+def highest_precision(quick_compilation):  # noqa: F811
     with jax.default_matmul_precision("highest"):
         yield
 
@@ -198,7 +198,7 @@ def test_encoder_and_training_pass(var):
         return *features, module.encode(image), module(image)[0]
 
     image = var.image / np.float32(127.5) - 1
-    run = jax.jit(functools.partial(var.tokenizer, passes), compiler_options=QUICK)
+    run = jax.jit(functools.partial(var.tokenizer, passes))
     encoded, features, codes, reconstruction = run(image)
     close(nchw(encoded), var["tok.enc"], absolute=FEATURES)
     close(nchw(features), var["tok.f"], absolute=FEATURES)
@@ -224,7 +224,7 @@ def test_reconstruction(var):
     close(image.mean((2, 3)), var["tok.recon_mean"])
     close(image.std((2, 3)), var["tok.recon_std"])
     decode = functools.partial(var.tokenizer, "decode", steps=1)
-    first = nchw(jax.jit(decode, compiler_options=QUICK)(var.codes))[:, :, ::4, ::4]
+    first = nchw(jax.jit(decode)(var.codes))[:, :, ::4, ::4]
     close(first, var["tok.recon_scale0"], absolute=FEATURES)
 
 
@@ -260,7 +260,6 @@ def test_tokenizer_gradients(var):
         jax.value_and_grad(
             lambda p: objective.loss(p, stats, {}, batch, jax.random.key(0), True), has_aux=True
         ),
-        compiler_options=QUICK,
     )
     (loss, _), gradient = grads(params)
     close(loss, var["vqtrain.total_loss"])
