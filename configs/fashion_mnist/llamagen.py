@@ -89,6 +89,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         end_ratio=0.02,
         b1=0.9,
         b2=0.95,
+        eps=1e-8,
         weight_decay=0.05,
         clip_norm=1.0,
     )
