@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ar_jax.parallel.mesh import batch_sharding, check_batch, fetch, make_mesh, put_batch, use_mesh
@@ -58,7 +59,7 @@ def test_put_batch_splits_rows_in_order_over_data_and_fsdp():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     rows = np.arange(24, dtype=np.uint8).reshape(8, 3)
     placed = put_batch({"image": rows}, batch_sharding(mesh))["image"]
-    assert placed.sharding.spec == P(("data", "fsdp"))
+    assert placed.sharding == NamedSharding(mesh, P(("data", "fsdp")))
     assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
     assert placed.dtype == np.uint8
     np.testing.assert_array_equal(fetch(placed), rows)

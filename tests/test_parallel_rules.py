@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from ar_jax.parallel.mesh import make_mesh
 from ar_jax.parallel.rules import Rule, check_coverage, partition, shardings
 
-MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+MESH: dict[str, Any] = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
 @pytest.mark.parametrize(
@@ -20,15 +22,12 @@ MESH = {"data": 2, "fsdp": 2, "tensor": 2}
     [
         # A scanned stack has a leading axis, an unrolled one does not.
         (
-            "backbone/stack/blocks/attention/qkv/kernel",
-            (4, 64, 3, 4, 16),
-            P(None, "fsdp", None, "tensor", None),
+            "backbone/stack/blocks/attention/query/kernel",
+            (4, 64, 4, 16),
+            P(None, "fsdp", "tensor", None),
         ),
-        (
-            "backbone/stack/blocks_0/attention/qkv/kernel",
-            (64, 3, 4, 16),
-            P("fsdp", None, "tensor", None),
-        ),
+        ("backbone/stack/blocks_0/attention/key/kernel", (64, 4, 16), P("fsdp", "tensor", None)),
+        ("backbone/stack/blocks_0/attention/value/kernel", (64, 4, 16), P("fsdp", "tensor", None)),
         (
             "backbone/stack/blocks/attention/out/kernel",
             (4, 4, 16, 64),
@@ -79,10 +78,10 @@ def test_indivisible_dimension_is_an_error_that_says_what_would_do():
     mesh = make_mesh(data=1, fsdp=1, tensor=8)
     with pytest.raises(
         ValueError,
-        match=r"attention/qkv/kernel \(64, 3, 6, 16\): dimension 2 \(heads\) is 6, which "
+        match=r"attention/query/kernel \(64, 6, 16\): dimension 1 \(heads\) is 6, which "
         r"config.mesh.tensor=8 does not divide; use one of \[1, 2, 3, 6\]",
     ):
-        partition("attention/qkv/kernel", (64, 3, 6, 16), mesh)
+        partition("attention/query/kernel", (64, 6, 16), mesh)
 
 
 def test_indivisible_dimension_is_replicated_where_the_rule_says_so(caplog):

@@ -162,7 +162,13 @@ def toy_item(index: int, delay: float = 0.0) -> dict[str, np.ndarray]:
     label = index % CLASSES
     image = rng.integers(0, 120, (4, 4, 1))
     image[label // 4, label % 4] += 120
-    return {"image": image.astype(np.uint8), "label": np.int32(label)}
+    return {"image": image.astype(np.uint8), "label": np.array(label, np.int32)}
+
+
+def own_rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """This process's block of a global batch."""
+    count, index = jax.process_count(), jax.process_index()
+    return {name: np.split(rows, count)[index] for name, rows in batch.items()}
 
 
 def toy_data(config: ml_collections.ConfigDict, delay: float = 0.0) -> Any:
@@ -174,6 +180,7 @@ def toy_data(config: ml_collections.ConfigDict, delay: float = 0.0) -> Any:
         .map(lambda index: toy_item(int(index), delay))
         .repeat(None)
         .batch(config.train.batch_size)
+        .map(own_rows)
         .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
     )
 
@@ -185,7 +192,7 @@ def toy_eval(rows: int = 40, batch_size: int = 16) -> list[dict[str, np.ndarray]
         items = [toy_item(1000 + i) for i in range(start, start + batch_size)]
         batch = {name: np.stack([item[name] for item in items]) for name in items[0]}
         batch["mask"] = (np.arange(start, start + batch_size) < rows).astype(np.float32)
-        batches.append(batch)
+        batches.append(own_rows(batch))
     return batches
 
 
@@ -201,8 +208,16 @@ if __name__ == "__main__":
     parser.add_argument("workdir")
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--process", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--port", type=int, default=0)
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", arguments.devices)
+    if arguments.processes > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(
+            f"127.0.0.1:{arguments.port}", arguments.processes, arguments.process
+        )
     toy_train(
         toy_config(mesh__data=2, mesh__fsdp=2, mesh__tensor=2),
         arguments.workdir,

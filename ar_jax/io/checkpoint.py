@@ -14,6 +14,7 @@ written beside its final place and renamed, so a killed process leaves no half c
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 FOLDER = "checkpoints"
 DATA = "data"
-# A generator's workdir keeps its tokenizer: TOKENIZER/PARAMS, and TOKENIZER/config.json beside.
+# A generator's workdir keeps its tokenizer in TOKENIZER/PARAMS.
 TOKENIZER = "tokenizer"
 PARAMS = "params"
 
@@ -94,7 +95,7 @@ class Checkpoints:
         }
         for name, tree in wanted.items():
             _check_entries(path, name, tree)
-        if data is not None:
+        if data is not None and not _restore_data(path / DATA, data):
             wanted[DATA] = data
         loaded = self._checkpointer.load_checkpointables(step, wanted)
         return {name: loaded.get(name, tree) for name, tree in abstract.items()}
@@ -240,6 +241,24 @@ def _load(path: epath.Path, part: str | None, abstract: Any, sharding: Any) -> A
     else:
         _check_entries(path, part, abstract)
     return ocp.load(path, abstract, **named)
+
+
+def _restore_data(folder: epath.Path, data: Any) -> bool:
+    """Sets ``data`` from a checkpoint of another number of processes; False if it is of this one.
+
+    Grain saves one file a process and looks for its own. Where all files say the same the position
+    is the whole job's, and goes for any number of processes.
+    """
+    if (folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json").exists():
+        return False
+    states = [path.read_text() for path in sorted(folder.glob("process_*-of-*.json"))]
+    if len(set(states)) != 1:
+        raise ValueError(
+            f"{folder} holds the data positions of {len(states)} processes, which differ: go on "
+            f"with that number of processes, not {jax.process_count()}"
+        )
+    data.set_state(json.loads(states[0]))
+    return True
 
 
 def _check_entries(path: epath.Path, part: str | None, abstract: Any) -> None:

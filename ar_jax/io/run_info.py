@@ -131,14 +131,7 @@ def check_workdir(config: Mapping[str, Any], workdir: str | Path) -> None:
 
 def record_run(config: Mapping[str, Any], workdir: str | Path) -> None:
     """Writes configuration and environment (process 0 only); call `check_workdir` first."""
-    write_config(config, workdir)
-    with (Path(workdir) / ENVIRONMENT).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(environment()) + "\n")
-
-
-def write_config(config: Mapping[str, Any], folder: str | Path) -> None:
-    """Writes config.json and config.py into ``folder``, which is made."""
-    folder = Path(folder)
+    folder = Path(workdir)
     plain = config_dict(config)
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / CONFIG, json.dumps(plain, indent=2) + "\n")
@@ -149,6 +142,8 @@ def write_config(config: Mapping[str, Any], folder: str | Path) -> None:
         "from ml_collections import ConfigDict\n\n\n"
         f"def get_config():\n    return ConfigDict(\n{_indent(literal, 8)}\n    )\n",
     )
+    with (folder / ENVIRONMENT).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(environment()) + "\n")
 
 
 def _indent(text: str, columns: int) -> str:

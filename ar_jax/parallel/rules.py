@@ -37,7 +37,9 @@ class Rule:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(pattern=r"(^|/)attention/qkv/kernel$", axes=("embed", None, "heads", None)),  # D 3 H K
+    Rule(
+        pattern=r"(^|/)attention/(query|key|value)/kernel$", axes=("embed", "heads", None)
+    ),  # D H K
     Rule(pattern=r"(^|/)attention/out/kernel$", axes=("heads", None, "embed")),  # H K D
     Rule(pattern=r"(^|/)mlp/(up|gate)/kernel$", axes=("embed", "mlp")),
     Rule(pattern=r"(^|/)mlp/down/kernel$", axes=("mlp", "embed")),
@@ -54,6 +56,8 @@ RULES: tuple[Rule, ...] = (
     ),
     # Every code is compared with every row: a split codebook would be gathered in each step.
     Rule(pattern=r"(^|/)codebook$", axes=()),
+    # Vectors of a layer; a stack of layers makes matrices of them.
+    Rule(pattern=r"(^|/)(\w+_)?(bias|scale)$", axes=()),
     # Convolutions [h, w, I, O] and remaining linear layers [I, O]: output channels, whose number
     # is 1 or 3 at the image's side.
     Rule(pattern=r"(^|/)kernel$", axes=("embed",), may_replicate=True),

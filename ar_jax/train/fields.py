@@ -7,6 +7,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from jax.sharding import Mesh
+
+from ar_jax.parallel.mesh import check_batch, make_mesh
+from ar_jax.train.optimizer import Optimizer, build_optimizer
+
 T = TypeVar("T")
 
 
@@ -58,6 +63,12 @@ class EmaFields:
     decay: float
     warmup: bool = True
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(
+                f"config.ema.decay={self.decay} must lie in [0, 1); 0 turns the EMA off"
+            )
+
 
 def call_with(
     function: Callable[..., T], section: Mapping[str, Any], name: str, **placed: Any
@@ -79,6 +90,37 @@ def call_with(
         if signature[field].default is inspect.Parameter.empty and field not in section:
             raise ValueError(f"config.{name}.{field} is missing")
     return function(**{field: section[field] for field in section}, **placed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that the loop takes from a configuration, checked as far as it goes without a model."""
+
+    train: TrainFields
+    ema: EmaFields
+    optimizer: Optimizer
+    mesh: Mesh
+    precision: str
+    seed: int
+
+
+def read_settings(config: Mapping[str, Any]) -> Settings:
+    """Settings of the sections train, optimizer, ema and mesh, and of seed and precision.
+
+    Raises:
+        ValueError: names the field, its value and what would be right.
+    """
+    fields = call_with(TrainFields, config["train"], "train")
+    mesh = call_with(make_mesh, config["mesh"], "mesh", devices=None)
+    check_batch(mesh, batch_size=fields.batch_size, accumulation=fields.accumulation)
+    return Settings(
+        train=fields,
+        ema=call_with(EmaFields, config["ema"], "ema"),
+        optimizer=call_with(build_optimizer, config["optimizer"], "optimizer", steps=fields.steps),
+        mesh=mesh,
+        precision=matmul_precision(config),
+        seed=config["seed"],
+    )
 
 
 def matmul_precision(config: Mapping[str, Any]) -> str:

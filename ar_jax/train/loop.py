@@ -13,15 +13,14 @@ import jax
 import numpy as np
 
 from ar_jax.api import Objective, Params
-from ar_jax.io.checkpoint import Checkpoints
+from ar_jax.io.checkpoint import PARAMS, Checkpoints, save_tree
 from ar_jax.io.images import save_png
 from ar_jax.io.metrics import open_writers
 from ar_jax.io.progress import Progress
 from ar_jax.io.run_info import check_workdir, config_dict, record_run, write_parameter_table
-from ar_jax.parallel.mesh import check_batch, make_mesh, put_batch, use_mesh
+from ar_jax.parallel.mesh import put_batch, use_mesh
 from ar_jax.parallel.rules import shardings
-from ar_jax.train.fields import EmaFields, TrainFields, call_with, matmul_precision
-from ar_jax.train.optimizer import build_optimizer
+from ar_jax.train.fields import read_settings
 from ar_jax.train.preemption import StopRequest
 from ar_jax.train.program import build_program, describe_parameters, evaluate, start_state
 from ar_jax.train.report import Reporter
@@ -68,7 +67,8 @@ def train(
 
     Args:
         config: the sections train, optimizer, ema and mesh, and seed and precision, are read here.
-        frozen: parameters the objective needs but does not train; {} if none.
+        frozen: name -> parameters the objective needs but does not train; {} if none. Kept in
+            ``workdir/<name>/params``, so that the workdir holds all of the system.
         train_data: endless batches of this process's rows, whose position orbax can save.
         eval_data: batches with ``mask``, iterated anew by every evaluation; None: no evaluation.
         preview: pictures of the current parameters (the EMA's, if there is one).
@@ -79,33 +79,32 @@ def train(
             with the last finite parameters is saved.
     """
     check_workdir(config, workdir)
-    fields = call_with(TrainFields, config["train"], "train")
-    ema = call_with(EmaFields, config["ema"], "ema")
-    optimizer = call_with(build_optimizer, config["optimizer"], "optimizer", steps=fields.steps)
-    mesh = call_with(make_mesh, config["mesh"], "mesh", devices=None)
-    check_batch(mesh, batch_size=fields.batch_size, accumulation=fields.accumulation)
+    settings = read_settings(config)
+    fields, mesh = settings.train, settings.mesh
     main, folder = jax.process_index() == 0, Path(workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_mesh(mesh))
-        stack.enter_context(jax.default_matmul_precision(matmul_precision(config)))
+        stack.enter_context(jax.default_matmul_precision(settings.precision))
         program = build_program(
             objective,
-            optimizer,
+            settings.optimizer,
             mesh,
-            seed=config["seed"],
+            seed=settings.seed,
             accumulation=fields.accumulation,
-            ema_decay=ema.decay,
-            ema_warmup=ema.warmup,
+            ema_decay=settings.ema.decay,
+            ema_warmup=settings.ema.warmup,
         )
+        frozen_places = shardings(frozen, mesh)
         stop = stack.enter_context(StopRequest())
         if main:
             record_run(config, folder)
-            rows = describe_parameters(program.abstract.params, optimizer)
+            rows = describe_parameters(program.abstract.params, settings.optimizer)
             log.info("parameters:\n%s", write_parameter_table(folder, rows))
+        keep_frozen(frozen, folder)
         checkpoints = Checkpoints(folder, keep=fields.keep_checkpoints)
         stack.callback(checkpoints.close)
         state = start_state(program, checkpoints, train_data)
-        frozen = jax.device_put(frozen, shardings(frozen, mesh))
+        frozen = jax.device_put(frozen, frozen_places)
         first = int(state.step)
         announce(folder, mesh, first, fields.steps)
         progress = stack.enter_context(Progress(fields.steps, initial=first, enabled=main))
@@ -166,6 +165,13 @@ def train(
         if stopping and step < fields.steps:
             progress.write(f"told to stop: saved step {step}; the same command goes on from there")
         return Outcome(state, step, step == fields.steps)
+
+
+def keep_frozen(frozen: Params, folder: Path) -> None:
+    """Writes what is not in the workdir yet; all processes call it together."""
+    for name, tree in frozen.items():
+        if not (folder / name / PARAMS).exists():
+            save_tree(folder / name / PARAMS, tree)
 
 
 def announce(folder: Path, mesh: jax.sharding.Mesh, step: int, steps: int) -> None:

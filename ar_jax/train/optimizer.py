@@ -19,7 +19,7 @@ import optax
 from ar_jax.parallel.rules import path_name
 
 Array = jax.Array
-Schedule = Callable[[Array | int], Array]  # completed steps -> float32 scalar
+Schedule = Callable[[Any], Array]  # completed steps -> float32 scalar
 
 # Never decayed, whatever the configuration says.
 NO_DECAY = (r"(^|/)(\w+_)?(bias|scale)$",)

@@ -9,18 +9,17 @@ import jax
 
 from ar_jax.api import Params
 from ar_jax.build import build_objective, check_trained_tokenizer, trains_tokenizer
-from ar_jax.data import CodesSource, Data, from_config
+from ar_jax.data import CodesSource, from_config, open_source
 from ar_jax.io.checkpoint import (
     PARAMS,
     TOKENIZER,
     load_params,
     load_tree,
-    save_tree,
     tree_digest,
 )
-from ar_jax.io.run_info import check_workdir, read_config, write_config
+from ar_jax.io.run_info import check_workdir, read_config
 from ar_jax.objectives.likelihood import init_tokenizer
-from ar_jax.train.fields import TrainFields, call_with
+from ar_jax.train.fields import read_settings
 from ar_jax.train.loop import Outcome, train
 from ar_jax.train.preview import build_preview
 
@@ -42,7 +41,7 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> Outcome:
     """
     check_sections(config)
     check_workdir(config, workdir)
-    fields = call_with(TrainFields, config["train"], "train")
+    fields = read_settings(config).train
     objective: Any = build_objective(config)
     splits = {split: from_config(config["data"], split) for split in ("train", "test")}
     tokenizer = getattr(objective, "tokenizer", None) or objective.system.tokenizer
@@ -50,9 +49,8 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> Outcome:
     frozen: Params = {}
     if not trains_tokenizer(config):
         check_classes(config)
-        frozen = {"tokenizer": prepare_tokenizer(config, workdir, objective.system)}
-        for data in splits.values():
-            check_codes(data, objective.system, frozen["tokenizer"])
+        frozen = {"tokenizer": load_tokenizer(config, workdir, objective.system)}
+        check_codes(config, objective.system, frozen["tokenizer"])
     test = splits["test"]
     eval_data = test.eval_batches(
         batch_size=fields.batch_size // fields.accumulation,
@@ -99,32 +97,32 @@ def check_classes(config: Any) -> None:
         )
 
 
-def check_codes(data: Data, system: Any, tokenizer: Params) -> None:
+def check_codes(config: Any, system: Any, tokenizer: Params) -> None:
     """Raises ValueError if cached codes are not this tokenizer's, in this schedule's order."""
-    source = data.source
-    if not isinstance(source, CodesSource):
-        return
-    schedule = system.schedule
-    if source.sizes != tuple(schedule.sizes):
-        raise ValueError(
-            f"{source.name} holds steps of {source.sizes} codes, config.schedule makes "
-            f"{tuple(schedule.sizes)}: write the codes again with this config"
-        )
-    if source.vocabulary_size != system.tokenizer.codebook_size:
-        raise ValueError(
-            f"{source.name} holds codes below {source.vocabulary_size}, the tokenizer has "
-            f"{system.tokenizer.codebook_size}: write the codes again with this tokenizer"
-        )
-    digest = tree_digest(tokenizer)
-    if source.tokenizer.get("digest") != digest:
-        raise ValueError(
-            f"{source.name} was written with the tokenizer {source.tokenizer.get('digest')}, but "
-            f"this run's is {digest}: write the codes again with this tokenizer"
-        )
+    for split in ("train", "test") if config["data"]["source"].startswith("codes:") else ():
+        source = open_source(config["data"]["source"], split)
+        assert isinstance(source, CodesSource)
+        sizes, codebook_size = tuple(system.schedule.sizes), system.tokenizer.codebook_size
+        if source.sizes != sizes:
+            raise ValueError(
+                f"{source.name} holds steps of {source.sizes} codes, config.schedule makes "
+                f"{sizes}: write the codes again with this config"
+            )
+        if source.vocabulary_size != codebook_size:
+            raise ValueError(
+                f"{source.name} holds codes below {source.vocabulary_size}, the tokenizer has "
+                f"{codebook_size}: write the codes again with this tokenizer"
+            )
+        theirs, ours = source.tokenizer.get("digest"), tree_digest(tokenizer)
+        if theirs != ours:
+            raise ValueError(
+                f"{source.name} was written with the tokenizer of digest {theirs}, this run's has "
+                f"{ours}: write the codes again with this tokenizer"
+            )
 
 
-def prepare_tokenizer(config: Any, workdir: str | Path, system: Any) -> Params:
-    """The frozen tokenizer of a generator, kept in its workdir from the first start on.
+def load_tokenizer(config: Any, workdir: str | Path, system: Any) -> Params:
+    """The frozen tokenizer of a generator: the workdir's once it keeps one.
 
     Raises:
         ValueError: no tokenizer is named, it differs from ``config.tokenizer``, or its parameters
@@ -144,13 +142,9 @@ def prepare_tokenizer(config: Any, workdir: str | Path, system: Any) -> Params:
             "config.tokenizer_checkpoint is empty: train a tokenizer first (its config is one of "
             "configs/*/tokenizer_*.py) and name its workdir with --config.tokenizer_checkpoint=DIR"
         )
-    saved = read_config(source)
-    check_trained_tokenizer(config, saved["tokenizer"])
+    check_trained_tokenizer(config, read_config(source)["tokenizer"])
     params = load_params(source, "auto")
     _check_tree(params, shapes, source)
-    if jax.process_index() == 0:
-        write_config(saved, folder)
-    save_tree(folder / PARAMS, params)
     return params
 
 

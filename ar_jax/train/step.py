@@ -44,8 +44,6 @@ def make_train_step(
     ``key`` is the run's key: step n uses fold_in(key, n), microbatch i of it fold_in(that, i), and
     `finish` fold_in(that, accumulation).
     """
-    if not 0 <= ema_decay < 1:
-        raise ValueError(f"config.ema.decay={ema_decay} must lie in [0, 1); 0 turns the EMA off")
 
     def train_step(
         state: TrainState, frozen: Params, batch: Batch, key: Array

@@ -1,0 +1,195 @@
+"""Real systems through `train_and_evaluate`: tokenizer, then generator, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from ar_jax.build import build_objective
+from ar_jax.data import CodesWriter
+from ar_jax.io.checkpoint import load_params, load_system_params, tree_digest
+from ar_jax.io.metrics import JSONL, read_jsonl
+from ar_jax.parallel.mesh import make_mesh
+from ar_jax.parallel.rules import check_coverage, shardings
+from ar_jax.train.run import check_codes, train_and_evaluate
+from tests.quick_compilation import quick_compilation  # noqa: F401
+from tests.tiny_runs import SCALES, tiny_generator, tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("run") / "tokenizer"
+    assert train_and_evaluate(tiny_tokenizer(), workdir).finished
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def generator(tokenizer) -> Path:
+    workdir = tokenizer.parent / "generator"
+    config = tiny_generator(str(tokenizer))
+    assert train_and_evaluate(config, workdir).finished
+    return workdir
+
+
+def names(workdir: Path) -> set[str]:
+    records = read_jsonl(workdir / JSONL)
+    assert [r["step"] for r in records] == [1, 2, 3, 3]
+    assert all(np.isfinite(value) for record in records for value in record.values())
+    return set().union(*records)
+
+
+def test_tokenizer_run(tokenizer):
+    assert {"train/loss", "eval/psnr", "train/usage/scale_02"} <= names(tokenizer)
+    picture = np.asarray(Image.open(tokenizer / "previews" / "reconstructions_00000003.png"))
+    assert picture.shape == (10 * 8 + 9 * 2, 8 * 8 + 7 * 2)
+
+
+def test_generator_run_keeps_its_tokenizer(tokenizer, generator, tmp_path):
+    assert {"train/loss", "eval/nll", "train/nll/scale_02", "speed/tokens_per_second"} <= names(
+        generator
+    )
+    picture = np.asarray(Image.open(generator / "previews" / "samples_00000003.png"))
+    assert picture.shape == (4 * 8 + 3 * 2, 8 * 8 + 7 * 2)  # a row for each of the four classes
+    params = load_system_params(generator)
+    assert params.keys() == {"tokenizer", "backbone", "head"}
+    original = load_params(tokenizer, "ema")
+    jax.tree.map(np.testing.assert_array_equal, params["tokenizer"], original)
+
+    # With its first tokenizer gone it still goes on: the workdir holds all it needs.
+    moved = tmp_path / "moved"
+    shutil.copytree(generator, moved)
+    for step in (moved / "checkpoints").iterdir():
+        if int(step.name) > 2:
+            shutil.rmtree(step)
+    shutil.move(tokenizer, tmp_path / "hidden")
+    try:
+        assert train_and_evaluate(tiny_generator(str(tokenizer)), moved).finished
+    finally:
+        shutil.move(tmp_path / "hidden", tokenizer)
+    jax.tree.map(np.testing.assert_array_equal, load_system_params(moved), params)
+
+
+def test_the_script_takes_a_workdir_s_own_config(tokenizer):
+    """Finished already, so it only starts, restores and ends."""
+    command = [sys.executable, "experiments/train.py", f"--config={tokenizer / 'config.py'}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+
+    done = run(f"--workdir={tokenizer}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "process 0/1, " in done.stderr
+    assert f"workdir {tokenizer}: finished already at step 3 of 3" in done.stderr
+    assert "quantizer/codebook" in done.stderr
+    typo = run(f"--workdir={tokenizer}", "--config.train.stepz=4")
+    assert typo.returncode != 0 and "stepz" in typo.stderr
+    assert run().returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer_checkpoint": ""}, "config.tokenizer_checkpoint is empty: train a tokenizer"),
+        ({"tokenizer_checkpoint": "nowhere"}, "nowhere/config.json does not exist"),
+        ({"tokenizer.autoencoder.latent": 16}, "tokenizer.autoencoder.latent"),
+        ({"head.vocab_size": 32}, "head.vocab_size is 32"),
+        ({"backbone.num_classes": 5}, "config.backbone.num_classes=5, but config.data.num_cl"),
+        ({"data.image_size": 16}, r"config.data.image_size=16 .* for \(8, 8, 1\)"),
+        ({"train.batch_size": 12}, "config.train.batch_size=12"),
+        ({"optimizer.schedule": "exp"}, "config.optimizer.schedule='exp'"),
+        ({"mesh.data": 3}, "config.mesh asks for 3 devices"),
+        ({"mesh.tensor": 8}, r"dimension \d \(heads\) is 2, which config.mesh.tensor=8"),
+    ],
+)
+def test_bad_generators_are_refused_before_anything_is_written(
+    tokenizer, tmp_path, change, message
+):
+    config = tiny_generator(str(tokenizer))
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=message):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_and_missing_sections_are_named(tmp_path):
+    config = tiny_tokenizer()
+    config.optimiser = config.optimizer
+    with pytest.raises(ValueError, match="config.optimiser is no section; .*optimizer"):
+        train_and_evaluate(config, tmp_path / "run")
+    config = tiny_generator("x")
+    del config.sampling
+    with pytest.raises(ValueError, match="config.sampling is missing"):
+        train_and_evaluate(config, tmp_path / "run")
+    with pytest.raises(ValueError, match="config.objective is missing"):
+        train_and_evaluate({}, tmp_path / "run")
+
+
+def write_codes(folder: Path, params, sizes=(1, 4, 16), vocabulary_size: int = 16) -> None:
+    for split in ("train", "test"):
+        with CodesWriter(
+            folder / split,
+            split,
+            sizes=sizes,
+            copies=1,
+            vocabulary_size=vocabulary_size,
+            num_classes=4,
+            tokenizer={"digest": tree_digest(params)},
+            image_size=8,
+            channels=1,
+        ) as writer:
+            count = 32
+            rng = np.random.default_rng(0)
+            writer.write(rng.integers(0, 16, (count, 1, sum(sizes))), np.arange(count) % 4)
+
+
+def test_cached_codes_must_be_this_tokenizer_s(tokenizer, tmp_path):
+    params = load_params(tokenizer, "ema")
+    config = tiny_generator(str(tokenizer))
+    system = build_objective(config).system  # type: ignore[attr-defined]
+
+    def check(folder: Path, **fields) -> None:
+        write_codes(folder, **fields)
+        config.data.source = f"codes:{folder}"
+        check_codes(config, system, params)
+
+    check(tmp_path / "a", params=params)
+    other = jax.tree.map(lambda x: x + 1, params)
+    with pytest.raises(ValueError, match="written with the tokenizer of digest"):
+        check(tmp_path / "b", params=other)
+    with pytest.raises(ValueError, match=r"steps of \(5, 16\) codes, config.schedule makes"):
+        check(tmp_path / "c", params=params, sizes=(5, 16))
+    with pytest.raises(ValueError, match="holds codes below 17, the tokenizer has 16"):
+        check(tmp_path / "d", params=params, vocabulary_size=17)
+
+
+def test_a_generator_trains_on_cached_codes(tokenizer, tmp_path):
+    write_codes(tmp_path / "codes", load_params(tokenizer, "ema"))
+    config = tiny_generator(str(tokenizer))
+    config.update_from_flattened_dict(
+        {"data.source": f"codes:{tmp_path / 'codes'}", "train.preview_every": 0}
+    )
+    assert train_and_evaluate(config, tmp_path / "run").finished
+    assert len(SCALES) == 3
+
+
+@pytest.mark.parametrize("config", [tiny_tokenizer(), tiny_generator("")])
+def test_every_parameter_of_the_models_has_a_rule(config):
+    params = jax.eval_shape(build_objective(config).init, jax.random.key(0))
+    check_coverage(params, min_bytes=300)
+    places = shardings(params, make_mesh(data=2, fsdp=2, tensor=2))
+    assert any("fsdp" in place.spec for place in jax.tree.leaves(places))
