@@ -50,8 +50,11 @@ class Schedule:
 
     @property
     def equal_steps(self) -> bool:
-        """True if all steps after the first have one size, so that a scan can run them."""
-        return len(set(self.sizes)) == 1
+        """True if one traced step can stand for all: one size, and one grid.
+
+        What a scale adds to the next is a program of its own, even where two have equal sizes.
+        """
+        return len(set(self.sizes)) == 1 and len(self.grids) == 1
 
     @functools.cached_property
     def starts(self) -> tuple[int, ...]:
@@ -75,12 +78,17 @@ class Schedule:
 
 def as_grids(scales: Sequence[int | Sequence[int]]) -> tuple[Grid, ...]:
     """Normalises a scale list: ``3`` means a 3x3 grid, ``(2, 3)`` two rows of three columns."""
-    grids = []
+    if not isinstance(scales, list | tuple):
+        raise ValueError(f"the scales are {scales!r}; they must be a list of sides, coarse to fine")
+    grids: list[Grid] = []
     for scale in scales:
-        rows, columns = (scale, scale) if isinstance(scale, int) else tuple(scale)
-        if rows < 1 or columns < 1:
-            raise ValueError(f"scales holds {scale!r}; every side must be a positive integer")
-        grids.append((int(rows), int(columns)))
+        sides = tuple(scale) if isinstance(scale, list | tuple) else (scale, scale)
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise ValueError(
+                f"the scales hold {scale!r}; each must be a positive integer or a pair of them, "
+                "(rows, columns)"
+            )
+        grids.append(sides)
     if not grids:
         raise ValueError("scales is empty; it needs at least the latent grid itself")
     return tuple(grids)
