@@ -11,13 +11,13 @@ configuration. The same command again resumes; SIGTERM saves and exits with 0.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from ar_jax.io.console import configure_logging
 from ar_jax.train.run import train_and_evaluate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
@@ -31,7 +31,7 @@ DISTRIBUTED = flags.DEFINE_bool(
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; write --flag=value")
-    logging.getLogger("ar_jax").setLevel(logging.INFO)
+    configure_logging()
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", CACHE.value)
     if DISTRIBUTED.value:
