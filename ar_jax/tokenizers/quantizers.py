@@ -180,6 +180,10 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
     def quantize(self, features: Array) -> Quantized:
         """See the contract; losses are of the sum after every scale, averaged over scales."""
         sg = jax.lax.stop_gradient
+        if self.is_initializing():
+            # Three scales do not use all of four phis; official weights have them all the same.
+            for phi in self.phi_convs:
+                phi(features)
         f_hat = jnp.zeros_like(features)
         codes, vectors = [], []
         codebook_loss = commitment_loss = entropy = jnp.zeros(())
@@ -228,7 +232,7 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
     def contexts(self, codes: Array) -> Array:
         """float32 [B, L - n_1, C], the contexts of all scales after the first."""
         state = self.begin(len(codes))
-        contexts = []
+        contexts = [jnp.zeros((len(codes), 0, self.code_width), jnp.float32)]  # of a single scale
         for scale, part in enumerate(self._split(codes)[:-1]):
             state, context = self.advance(state, part, scale)
             contexts.append(context)
