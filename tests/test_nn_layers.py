@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from ar_jax.nn.attention import attend, visibility
 from ar_jax.nn.conv import fold, unfold
 from ar_jax.nn.layers import MLP, RMSNorm, activate, drop_path, layer_norm, unit
 from ar_jax.nn.positions import rope_2d, rotate
+from tests.modules import apply, init
 
 RNG = np.random.default_rng(0)
 
@@ -54,7 +56,7 @@ def test_norms():
     expected = centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(layer_norm(jnp.asarray(x), epsilon=1e-6), expected, atol=2e-3)
     scale = normal(8)
-    out = RMSNorm(epsilon=1e-5).apply({"params": {"scale": scale}}, jnp.asarray(x))
+    out: Any = RMSNorm(epsilon=1e-5).apply({"params": {"scale": scale}}, jnp.asarray(x))
     expected = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5) * scale
     np.testing.assert_allclose(out, expected, rtol=1e-5)
     assert layer_norm(jnp.asarray(x, jnp.bfloat16), epsilon=1e-6).dtype == jnp.float32
@@ -94,24 +96,24 @@ def test_unknown_activation():
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_mlp(gated):
-    init = nn.initializers.normal(1.0)
+    normal_init = nn.initializers.normal(1.0)
     mlp = MLP(
         hidden=5,
         activation="silu",
         gated=gated,
         bias=not gated,
-        kernel_init=init,
-        out_init=init,
+        kernel_init=normal_init,
+        out_init=normal_init,
         dtype=jnp.float32,
     )
     x = normal(2, 3)
-    params = mlp.init(jax.random.key(0), jnp.asarray(x))["params"]
+    params = init(mlp, jax.random.key(0), jnp.asarray(x))
     kernels = {name: np.asarray(leaf["kernel"]) for name, leaf in params.items()}
     silu = lambda a: a / (1 + np.exp(-a))  # noqa: E731
     up = x @ kernels["up"]
     expected = (silu(x @ kernels["gate"]) * up if gated else silu(up)) @ kernels["down"]
     assert ("bias" in params["up"]) == (not gated)
-    np.testing.assert_allclose(mlp.apply({"params": params}, jnp.asarray(x)), expected, atol=1e-5)
+    np.testing.assert_allclose(apply(mlp, params, jnp.asarray(x)), expected, atol=1e-5)
 
 
 def test_drop_path_is_per_sample_and_unbiased():

@@ -55,9 +55,9 @@ def test_hashable_and_comparable():
         (lambda: as_grids([1, 0]), ["scales", "0", "positive"]),
         (lambda: as_grids([(2, -1)]), ["scales", "(2, -1)", "positive"]),
         (lambda: as_grids([(2, 3, 4)]), ["scales", "(2, 3, 4)"]),
-        (lambda: as_grids([1.5]), ["scales", "1.5"]),
-        (lambda: as_grids(4), ["scales", "4", "list"]),
-        (lambda: raster(grid="7"), ["'7'"]),
+        (lambda: as_grids([1.5]), ["scales", "1.5"]),  # type: ignore
+        (lambda: as_grids(4), ["scales", "4", "list"]),  # type: ignore
+        (lambda: raster(grid="7"), ["'7'"]),  # type: ignore
         (
             lambda: Schedule(name="x", grids=((2, 2),), sizes=(1, 2)),
             ["sizes", "(1, 2)", "3", "4"],

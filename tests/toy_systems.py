@@ -1,0 +1,128 @@
+"""Small systems of both families, with parameters that let every part speak."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ar_jax.api import System
+from ar_jax.build import build_system
+from ar_jax.objectives.likelihood import Likelihood, init_tokenizer
+
+CLASSES = 3
+AUTOENCODER = dict(
+    image_size=8,
+    image_channels=1,
+    latent=4,
+    code_width=4,
+    channels=4,
+    multipliers=(1, 2),
+    encoder_blocks=1,
+    decoder_blocks=1,
+    attention=False,
+    middle=False,
+    groups=2,
+)
+
+
+def toy_config(name: str, *, vocab_size: int = 8, **changes: Any) -> dict[str, Any]:
+    """The config of a 'next_scale' (VAR's layers) or 'raster' (LlamaGen's layers) system.
+
+    ``changes`` are dictionaries that update the section of their name.
+    """
+    backbone: dict[str, Any] = dict(
+        name="decoder", width=16, depth=2, heads=2, num_classes=CLASSES, mlp_hidden=24
+    )
+    config: dict[str, Any] = dict(
+        dtype="float32",
+        head=dict(name="categorical", vocab_size=vocab_size, bias=True, init_std=0.5),
+        objective=dict(name="likelihood"),
+    )
+    if name == "next_scale":
+        scales = (1, 2, 4)
+        config |= dict(
+            tokenizer=dict(name="multiscale_vq", scales=scales, codebook_size=vocab_size),
+            schedule=dict(name="next_scale", scales=scales),
+        )
+        backbone |= dict(
+            context="features",
+            feature_width=4,
+            positions="learned",
+            norm="layernorm",
+            norm_epsilon=1e-6,
+            modulation="own",
+            qk_norm="cosine",
+            attention_bias="qv",
+            activation="gelu_tanh",
+            mlp_bias=True,
+        )
+    else:
+        config |= dict(
+            tokenizer=dict(name="vq", codebook_size=vocab_size),
+            schedule=dict(name="raster", grid=4),
+        )
+        backbone |= dict(
+            context="codes",
+            vocab_size=vocab_size,
+            positions="rope",
+            norm="rmsnorm",
+            norm_epsilon=1e-5,
+            activation="silu",
+            gated=True,
+        )
+    config["backbone"] = backbone
+    config["tokenizer"]["autoencoder"] = dict(AUTOENCODER)
+    autoencoder = changes.pop("autoencoder", {})
+    for section, fields in changes.items():
+        config[section] = config.get(section, {}) | fields
+    config["tokenizer"]["autoencoder"] |= autoencoder
+    return config
+
+
+def toy_system(name: str, **changes: Any) -> tuple[System, dict[str, Any]]:
+    """(system, parameters {'tokenizer', 'backbone', 'head'}) of `toy_config`."""
+    system = build_system(toy_config(name, **changes))
+    return system, toy_params(system)
+
+
+@functools.partial(jax.jit, static_argnames="system")
+def _init(system: System, key: jax.Array) -> Any:
+    params = Likelihood(system=system).init(key)
+    return params | {"tokenizer": init_tokenizer(system, key)}
+
+
+def toy_params(system: System, seed: int = 0, noise: float = 0.3) -> dict[str, Any]:
+    """Initial parameters plus normal noise: no gate, bias or scale is at its quiet start."""
+    rng = np.random.default_rng(seed)
+
+    def perturb(leaf: Any) -> jax.Array:
+        return jnp.asarray(leaf + noise * rng.standard_normal(leaf.shape), jnp.float32)
+
+    return jax.tree.map(perturb, _init(system, jax.random.key(seed)))
+
+
+def toy_codes(system: System, batch: int, seed: int = 0) -> jax.Array:
+    """Random codes int32 [B, L]."""
+    shape = (batch, system.schedule.length)
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.integers(0, system.tokenizer.codebook_size, shape), jnp.int32)
+
+
+def toy_labels(batch: int) -> dict[str, jax.Array]:
+    """Labels of all classes in turn."""
+    return {"label": jnp.arange(batch, dtype=jnp.int32) % CLASSES}
+
+
+def toy_captions(batch: int, length: int, features: int, seed: int = 0) -> dict[str, jax.Array]:
+    """Left-padded captions of different lengths; the last one is dropped."""
+    rng = np.random.default_rng(seed)
+    real = 1 + np.arange(batch) % length
+    return {
+        "caption": jnp.asarray(rng.standard_normal((batch, length, features)), jnp.float32),
+        "caption_mask": jnp.asarray(np.arange(length)[None] >= length - real[:, None]),
+        "dropped": jnp.arange(batch) == batch - 1,
+    }
