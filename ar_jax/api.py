@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol
 
-import flax.linen as nn
 import flax.struct
 import jax
 
@@ -91,12 +90,16 @@ class System:
     """A generator: one choice on every axis. Hashable, hence a static argument of jitted code.
 
     Parameters of a system are ``{'tokenizer': ..., 'backbone': ..., 'head': ...}``.
+
+    Attributes:
+        tokenizer, backbone, head: Linen modules of whatever class the config names.
+        schedule: the order of generation.
     """
 
-    tokenizer: nn.Module
+    tokenizer: Any
     schedule: Schedule
-    backbone: nn.Module
-    head: nn.Module
+    backbone: Any
+    head: Any
 
 
 def weighted_mean(values: Array, mask: Array | None) -> Array:

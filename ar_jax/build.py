@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import ml_collections
@@ -23,10 +23,13 @@ from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
-Config = ml_collections.ConfigDict | Mapping[str, Any]
+Config: TypeAlias = ml_collections.ConfigDict | Mapping[str, Any]
 
 QUANTIZERS = {"vq": VectorQuantizer, "multiscale_vq": MultiScaleQuantizer}
-SCHEDULES = {"raster": schedules.raster, "next_scale": schedules.next_scale}
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "raster": schedules.raster,
+    "next_scale": schedules.next_scale,
+}
 BACKBONES = {"decoder": Decoder}
 HEADS = {"categorical": CategoricalHead}
 OBJECTIVES = {"tokenizer": TokenizerObjective, "likelihood": Likelihood}

@@ -207,7 +207,9 @@ class Decoder(nn.Module, kw_only=True):
     def _embed(self, context: Array | None, prefix: Array, step: Array | int | None) -> Array:
         init = nn.initializers.normal(self._std)
         if self.context == "codes":
-            embed = nn.Embed(self.vocab_size, self.width, embedding_init=init, name="token_embed")
+            embed: nn.Embed | nn.Dense = nn.Embed(
+                self.vocab_size, self.width, embedding_init=init, name="token_embed"
+            )
         else:
             embed = nn.Dense(
                 self.width, kernel_init=init, dtype=jnp.float32, name="token_embed"

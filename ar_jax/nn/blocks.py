@@ -6,6 +6,7 @@ One block whose fields give VAR's (adaptive layer norm, cosine attention, tanh-G
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -80,10 +81,7 @@ class Attention(nn.Module, kw_only=True):
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         if cache is not None:
-            cache = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
-                for old, new in zip(cache, (k, v), strict=True)
-            )
+            cache = write(cache[0], k, start), write(cache[1], v, start)
             k, v = (rows[:, :visible] for rows in cache)
         out = attend(q, k, v, mask=mask, scale=scale)  # [B, Q, H, K]
         out = nn.DenseGeneral(
@@ -95,6 +93,11 @@ class Attention(nn.Module, kw_only=True):
             name="out",
         )(out.astype(self.dtype))
         return out, cache
+
+
+def write(rows: Array, new: Array, start: Array | int) -> Array:
+    """A cache's rows [B, T, H, K] with ``new`` [B, n, H, K] from row ``start`` on."""
+    return jax.lax.dynamic_update_slice_in_dim(rows, new.astype(rows.dtype), start, axis=1)
 
 
 class Block(nn.Module, kw_only=True):
@@ -204,7 +207,7 @@ class Block(nn.Module, kw_only=True):
         return [vectors[:, None, i] for i in range(6)]
 
 
-def modulation_init(std: float, gate: float, rest: float) -> Initializer:
+def modulation_init(std: float, gate: float, rest: float) -> Callable[..., Array]:
     """Normal initialiser for [..., 6, D] whose first two vectors, the gates, start near zero."""
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -219,7 +222,7 @@ class Modulation(nn.Module, kw_only=True):
     """SiLU then a linear layer: a condition [B, D] to float32 vectors [B, n, D]."""
 
     vectors: int
-    kernel_init: Initializer
+    kernel_init: Callable[..., Array]
     dtype: jnp.dtype
 
     @nn.compact
@@ -267,7 +270,7 @@ class Stack(nn.Module, kw_only=True):
         rates = jnp.linspace(0.0, self.drop_path, self.depth, dtype=jnp.float32)
         fields = dict(self.block)
         if not self.scan:
-            filled = []
+            filled: list[Any] = []
             for i in range(self.depth):
                 cache = None if caches is None else caches[i]
                 x, cache = Block(**fields, name=f"blocks_{i}")(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -104,7 +106,7 @@ class Encoder(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        common = dict(groups=self.groups, dtype=self.dtype)
+        common: dict[str, Any] = dict(groups=self.groups, dtype=self.dtype)
         x = fold(x, self.patch)
         x = conv(self.channels, dtype=self.dtype, name="conv_in")(x)
         last = len(self.multipliers) - 1
@@ -148,7 +150,7 @@ class Decoder(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        common = dict(groups=self.groups, dtype=self.dtype)
+        common: dict[str, Any] = dict(groups=self.groups, dtype=self.dtype)
         last = len(self.multipliers) - 1
         x = conv(self.channels * self.multipliers[-1], dtype=self.dtype, name="conv_in")(x)
         if self.middle:
@@ -167,7 +169,7 @@ class Decoder(nn.Module, kw_only=True):
         return unfold(x, self.patch).astype(jnp.float32)
 
 
-def _middle(x: Array, attention: bool, common: dict) -> Array:
+def _middle(x: Array, attention: bool, common: dict[str, Any]) -> Array:
     x = ResidualBlock(features=x.shape[-1], name="middle_block0", **common)(x)
     if attention:
         x = AttentionBlock(name="middle_attention", **common)(x)

@@ -50,7 +50,7 @@ RULES: tuple[Rule, ...] = (
     # One row of it for an image: split, XLA would gather the table and move the rows in each step.
     Rule(pattern=r"(^|/)class_embed/embedding$", axes=()),
     Rule(
-        pattern=r"(^|/)(position|position_start|scale_embed|modulation_table|null)$",
+        pattern=r"(^|/)(position|position_start|scale_embed|modulation_table|null_caption)$",
         axes=("embed",),
         may_replicate=True,
     ),

@@ -54,13 +54,14 @@ def truncate(logits: Array, knobs: Knobs) -> Array:
     skipped at run time where neither top-k nor top-p is on.
     """
     logits = logits / jnp.maximum(knobs.temperature, 1e-5)
-    sorting = (knobs.top_k > 0) | _partial(knobs.top_p)
+    sorting = (knobs.top_k > 0) | _cuts_tail(knobs)
     logits = jax.lax.cond(sorting, lambda x: _top(x, knobs), lambda x: x, logits)
     floor = logits.max(-1, keepdims=True) + jnp.log(jnp.maximum(knobs.min_p, 1e-30))
     return jnp.where((knobs.min_p > 0) & (logits < floor), REMOVED, logits)
 
 
-def _partial(top_p: Array) -> Array:
+def _cuts_tail(knobs: Knobs) -> Array:
+    top_p = jnp.asarray(knobs.top_p)
     return (top_p > 0) & (top_p < 1)
 
 
@@ -73,6 +74,6 @@ def _top(logits: Array, knobs: Knobs) -> Array:
     ordered = jnp.where(ordered >= kth, ordered, REMOVED)
     p = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(p, axis=-1) - p  # probability of everything larger
-    kept = (before <= knobs.top_p) | ~_partial(knobs.top_p)
+    kept = (before <= knobs.top_p) | ~_cuts_tail(knobs)
     last = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
     return jnp.where((logits >= kth) & (logits >= last), logits, REMOVED)

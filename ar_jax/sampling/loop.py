@@ -141,7 +141,7 @@ def draw_codes(
     codes, carry, context, cache = step(0, None, carry, cache)
     if schedule.equal_steps and schedule.num_steps > 1:
 
-        def body(state: tuple, index: Array) -> tuple:
+        def body(state: tuple, index: Array) -> tuple[tuple, Array]:
             context, carry, cache = state
             codes, carry, context, cache = step(index, context, carry, cache)
             return (context, carry, cache), codes

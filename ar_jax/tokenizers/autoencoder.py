@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -65,7 +67,7 @@ class Autoencoder(nn.Module, kw_only=True):
         return height // self.downsample, width // self.downsample
 
     def setup(self) -> None:
-        common = dict(
+        common: dict[str, Any] = dict(
             channels=self.channels,
             multipliers=self.multipliers,
             attention=self.attention,

@@ -1,17 +1,8 @@
-"""Quantisers: features [B, h, w, C] <-> codes int32 [B, L]. All float32.
-
-The contract, which `Tokenizer` relies on:
-
-    quantize(features)         -> Quantized: straight-through features, codes, losses
-    lookup(codes, steps)       -> features of the codes of the first ``steps`` steps
-    begin(batch)               -> state before any code is known
-    advance(state, codes, step)-> (state, what the next step may see)
-    contexts(codes)            -> the same for all steps at once (teacher forcing)
-"""
+"""Quantisers: features [B, h, w, C] <-> codes int32 [B, L]. All float32."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import flax.struct
@@ -37,6 +28,37 @@ class Quantized:
     codebook_loss: Array  # scalar, pulls the codes towards the features
     commitment_loss: Array  # scalar, pulls the features towards the codes
     entropy_loss: Array  # scalar, see `ar_jax.nn.quantize.entropy_loss`
+
+
+class Quantizer(Protocol):
+    """The contract of the Linen modules below, which `Tokenizer` relies on."""
+
+    codebook_size: int
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """Grids of the steps' codes."""
+        ...
+
+    def quantize(self, features: Array) -> Quantized:
+        """Straight-through features, codes and losses."""
+        ...
+
+    def lookup(self, codes: Array, steps: int | None = None) -> Array:
+        """Features [B, h, w, C] of the codes of the first ``steps`` steps (all if None)."""
+        ...
+
+    def begin(self, batch_size: int) -> Any:
+        """State before any code is known."""
+        ...
+
+    def advance(self, state: Any, codes: Array, step: Any) -> tuple[Any, Array | None]:
+        """(state, what the next step may see) after a step's codes [B, n]."""
+        ...
+
+    def contexts(self, codes: Array) -> Array:
+        """What all steps after the first may see, one after the other: teacher forcing."""
+        ...
 
 
 def codebook_init(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
@@ -226,17 +248,20 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
         state = state + self.refine(codes, step)
         if step + 1 == len(self.grids):
             return state, None
-        context = shrink(state, self.grids[step + 1])
-        return state, context.reshape(len(codes), -1, self.code_width)
+        return state, self._context(state, step + 1)
 
     def contexts(self, codes: Array) -> Array:
         """float32 [B, L - n_1, C], the contexts of all scales after the first."""
         state = self.begin(len(codes))
         contexts = [jnp.zeros((len(codes), 0, self.code_width), jnp.float32)]  # of a single scale
         for scale, part in enumerate(self._split(codes)[:-1]):
-            state, context = self.advance(state, part, scale)
-            contexts.append(context)
+            state = state + self.refine(part, scale)
+            contexts.append(self._context(state, scale + 1))
         return jnp.concatenate(contexts, axis=1)
+
+    def _context(self, f_hat: Array, scale: int) -> Array:
+        """What ``scale`` sees of f_hat [B, h, w, C]: shrunk to its grid, [B, n, C]."""
+        return shrink(f_hat, self.grids[scale]).reshape(len(f_hat), -1, self.code_width)
 
     def _split(self, codes: Array) -> list[Array]:
         return jnp.split(codes, np.cumsum(self.sizes)[:-1].tolist(), axis=1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ar_jax.schedules import Grid
 from ar_jax.tokenizers.autoencoder import Autoencoder
-from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, Quantized, VectorQuantizer
+from ar_jax.tokenizers.quantizers import Quantized, Quantizer
 
 Array = jax.Array
 
@@ -17,7 +19,7 @@ class Tokenizer(nn.Module, kw_only=True):
     """Images float32 [B, H, W, C] in [-1, 1] <-> codes int32 [B, L] in generation order."""
 
     autoencoder: Autoencoder
-    quantizer: VectorQuantizer | MultiScaleQuantizer
+    quantizer: Quantizer
 
     @property
     def grids(self) -> tuple[Grid, ...]:
@@ -48,13 +50,11 @@ class Tokenizer(nn.Module, kw_only=True):
         features = self.quantizer.lookup(codes, steps)
         return jnp.clip(self.autoencoder.decode(features), -1.0, 1.0)
 
-    def begin(self, batch_size: int) -> Array | tuple:
+    def begin(self, batch_size: int) -> Any:
         """What a sampler carries before the first code is drawn."""
         return self.quantizer.begin(batch_size)
 
-    def advance(
-        self, state: Array | tuple, codes: Array, step: Array | int
-    ) -> tuple[Array | tuple, Array | None]:
+    def advance(self, state: Any, codes: Array, step: Array | int) -> tuple[Any, Array | None]:
         """(state, context of the next step) after drawing a step's codes [B, n]."""
         return self.quantizer.advance(state, codes, step)
 
