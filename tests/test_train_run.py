@@ -74,8 +74,10 @@ def test_generator_run_keeps_its_tokenizer(tokenizer, generator, tmp_path):
         if int(step.name) > 2:
             shutil.rmtree(step)
     shutil.move(tokenizer, tmp_path / "hidden")
+    config = tiny_generator(str(tokenizer))
+    config.train.preview_every = 0
     try:
-        assert train_and_evaluate(tiny_generator(str(tokenizer)), moved).finished
+        assert train_and_evaluate(config, moved).finished
     finally:
         shutil.move(tmp_path / "hidden", tokenizer)
     jax.tree.map(np.testing.assert_array_equal, load_system_params(moved), params)
@@ -181,7 +183,7 @@ def test_a_generator_trains_on_cached_codes(tokenizer, tmp_path):
     write_codes(tmp_path / "codes", load_params(tokenizer, "ema"))
     config = tiny_generator(str(tokenizer))
     config.update_from_flattened_dict(
-        {"data.source": f"codes:{tmp_path / 'codes'}", "train.preview_every": 0}
+        {"data.source": f"codes:{tmp_path / 'codes'}", "train.preview_every": 0, "train.steps": 2}
     )
     assert train_and_evaluate(config, tmp_path / "run").finished
     assert len(SCALES) == 3
