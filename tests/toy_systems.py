@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -89,20 +88,18 @@ def toy_system(name: str, **changes: Any) -> tuple[System, dict[str, Any]]:
     return system, toy_params(system)
 
 
-@functools.partial(jax.jit, static_argnames="system")
-def _init(system: System, key: jax.Array) -> Any:
-    params = Likelihood(system=system).init(key)
-    return params | {"tokenizer": init_tokenizer(system, key)}
-
-
-def toy_params(system: System, seed: int = 0, noise: float = 0.3) -> dict[str, Any]:
-    """Initial parameters plus normal noise: no gate, bias or scale is at its quiet start."""
+def toy_params(system: System, seed: int = 0) -> dict[str, Any]:
+    """Normal draws: no gate, bias or scale is at its quiet start."""
     rng = np.random.default_rng(seed)
 
-    def perturb(leaf: Any) -> jax.Array:
-        return jnp.asarray(leaf + noise * rng.standard_normal(leaf.shape), jnp.float32)
+    def init(key: jax.Array) -> Any:
+        return Likelihood(system=system).init(key) | {"tokenizer": init_tokenizer(system, key)}
 
-    return jax.tree.map(perturb, _init(system, jax.random.key(seed)))
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        mean = 1.0 if path[-1].key in ("scale", "log_scale") else 0.0
+        return jnp.asarray(mean + 0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(init, jax.random.key(0)))
 
 
 def toy_codes(system: System, batch: int, seed: int = 0) -> jax.Array:
