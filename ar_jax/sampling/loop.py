@@ -58,8 +58,22 @@ class CachedSampler:
 
         Returns:
             codes int32 [B, L] and images float32 [B, H, W, C] in [-1, 1].
+
+        Raises:
+            ValueError: if keys or noise are not one for every condition.
         """
-        scales = (guidance or Guidance()).scales(self.system.schedule.num_steps)
+        schedule = self.system.schedule
+        batch_size = len(jax.tree.leaves(cond)[0])
+        if len(keys) != batch_size:
+            raise ValueError(
+                f"there are {len(keys)} keys for {batch_size} conditions: give one key an image"
+            )
+        if noise is not None and noise.shape[:2] != (batch_size, schedule.length):
+            raise ValueError(
+                f"the noise has the shape {noise.shape}; it must begin with "
+                f"{(batch_size, schedule.length)}, images and codes"
+            )
+        scales = (guidance or Guidance()).scales(schedule.num_steps)
         codes = draw_codes(
             self.system,
             self.params,
