@@ -1,0 +1,57 @@
+"""Guidance schedules against their closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from ar_jax.sampling.guidance import Guidance
+
+STEPS, W = 7, 3.5
+FORMS = {
+    "constant": lambda r: W,
+    "linear": lambda r: 1 + (W - 1) * r,
+    "power_cosine": lambda r: 1 + (W - 1) * 0.5 * (1 - math.cos(math.pi * r**2.5)),
+    "linear_excess": lambda r: 1 + W * r,
+}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize(("start", "stop"), [(0, -1), (2, -1), (0, 4), (2, 4), (5, 5), (0, 100)])
+def test_closed_forms(kind, start, stop):
+    scales = Guidance(scale=W, kind=kind, power=2.5, start=start, stop=stop).scales(STEPS)
+    last = STEPS if stop < 0 else stop
+    expected = [
+        FORMS[kind](step / (STEPS - 1)) if start <= step < last else 1.0 for step in range(STEPS)
+    ]
+    np.testing.assert_allclose(scales, expected, rtol=1e-6)
+    assert scales.dtype == np.float32
+
+
+def test_default_is_no_guidance():
+    np.testing.assert_array_equal(Guidance().scales(5), 1.0)
+    np.testing.assert_array_equal(Guidance(kind="linear").scales(5), 1.0)
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_single_step(kind):
+    assert np.isfinite(Guidance(scale=2.0, kind=kind).scales(1)).all()
+
+
+def test_vars_convention():
+    """Official cfg 1.5: logits (1 + t) cond - t null with t = 1.5 k / (K - 1)."""
+    scales = Guidance(scale=1.5, kind="linear_excess").scales(10)
+    cond, null = 0.7, -0.2
+    for k in range(10):
+        t = 1.5 * k / 9
+        mixed = null + scales[k] * (cond - null)
+        assert mixed == pytest.approx((1 + t) * cond - t * null, rel=1e-6)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="guidance.kind is 'cosine'.*power_cosine"):
+        Guidance(kind="cosine")
+    with pytest.raises(ValueError, match="guidance.scale is -1.0.*>= 0"):
+        Guidance(scale=-1.0)
