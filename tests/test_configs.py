@@ -1,0 +1,301 @@
+"""Every file of configs/ with every argument: it builds, counts right and holds no idle field."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from ar_jax.build import build_objective, check_trained_tokenizer, trains_tokenizer
+from ar_jax.parallel.mesh import make_mesh
+from ar_jax.parallel.rules import RULES, check_coverage, find_rule, path_name, shardings
+from ar_jax.train.fields import EmaFields, TrainFields, read_settings
+from tests.config_files import CASES, FILES, ROOT, Case, arguments, load, parameters, unread_fields
+
+IMAGENET = "configs/imagenet256/"
+FASHION = "configs/fashion_mnist/"
+
+# From the official classes, built without storage.
+COUNTS = {
+    ("var.py", "d16"): 310_283_520,
+    ("var.py", "d20"): 600_917_136,
+    ("var.py", "d24"): 1_033_399_360,
+    ("var.py", "d30"): 2_010_020_356,
+    ("llamagen.py", "B"): 110_888_448,
+    ("llamagen.py", "L"): 342_910_976,
+    ("llamagen.py", "XL"): 774_699_520,
+    ("llamagen.py", "XXL"): 1_410_972_672,
+    ("llamagen.py", "3B"): 3_096_659_200,
+    ("tokenizer_multiscale.py", ""): 108_948_355,
+    ("tokenizer_vq.py", ""): 71_883_403,
+    ("tokenizer_vq.py", "vq8"): 70_109_835,
+}
+# Of parts of them: a pattern in the parameters' paths.
+PARTS = {
+    ("var.py", "d16", "modulation/"): 102_860_800,
+    ("var.py", "d20", "modulation/"): 200_040_960,
+    ("var.py", "d24", "modulation/"): 344_681_472,
+    ("var.py", "d30", "modulation/"): 671_274_240,
+    ("tokenizer_multiscale.py", "", "/encoder/"): 44_107_872,
+    ("tokenizer_multiscale.py", "", "/decoder/"): 64_653_923,
+    ("tokenizer_multiscale.py", "", "^quantizer/"): 168_064,
+    ("tokenizer_vq.py", "", "/encoder/"): 29_298_176,
+    ("tokenizer_vq.py", "", "/decoder/"): 42_449_795,
+    ("tokenizer_vq.py", "vq8", "/encoder/"): 28_559_232,
+    ("tokenizer_vq.py", "vq8", "/decoder/"): 41_415_171,
+}
+TOKENS = {"var.py": 680, "llamagen.py": 256, "tokenizer_multiscale.py": 680}
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_file = pytest.mark.parametrize("file", FILES)
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """'a/b/c' -> leaf."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def count(tree: Any, pattern: str = "") -> int:
+    return sum(leaf.size for name, leaf in named(tree).items() if re.search(pattern, name))
+
+
+def test_all_files_are_here():
+    names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py"}
+    assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
+    assert all(arguments(load(FASHION + name)) == ("", "demo", "smoke") for name in names)
+    official = {(IMAGENET + file, argument) for file, argument in COUNTS}
+    assert official == {(c.file, c.argument) for c in CASES if c.file.startswith(IMAGENET)}
+
+
+@pytest.mark.parametrize(("file", "argument"), COUNTS)
+def test_parameter_count_is_the_official_one(file, argument):
+    case = Case(IMAGENET + file, argument)
+    expected = COUNTS[file, argument]
+    assert count(parameters(case)) == expected
+    assert f"{expected:,}" in (load(case.file).__doc__ or "")
+    parts = {key[2]: n for key, n in PARTS.items() if key[:2] == (file, argument)}
+    assert {part: count(parameters(case), part) for part in parts} == parts
+    tokens = TOKENS.get(file, 1024 if argument == "vq8" else 256)
+    objective: Any = build_objective(case.config)
+    assert objective.tokens_per_image == tokens
+
+
+@every_case
+def test_every_field_is_read(case, tmp_path):
+    assert unread_fields(case.config, tmp_path) == set()
+
+
+GENERATOR, TOKENIZER = Case(FASHION + "var.py", "smoke"), Case(FASHION + "tokenizer_vq.py", "smoke")
+
+
+@pytest.mark.parametrize("case", [GENERATOR, TOKENIZER], ids=str)
+def test_a_surplus_field_is_caught(case, tmp_path):
+    sections = [name for name, value in case.config.items() if hasattr(value, "items")]
+    places = ["", *(f"{name}." for name in sections), "tokenizer.autoencoder."]
+    places += ["sampling.guidance."] if case is GENERATOR else []
+    for place in places:
+        config = case.config
+        config.update_from_flattened_dict({f"{place}surplus": 1})
+        with pytest.raises(ValueError, match="surplus"):
+            unread_fields(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("case", "field", "value"),
+    [
+        (GENERATOR, "backbone.rope_base", 100.0),  # of rotary positions
+        (GENERATOR, "backbone.vocab_size", 32),  # of contexts that are codes
+        (GENERATOR, "backbone.caption_length", 7),  # of captions
+        (GENERATOR, "sampling.guidance.power", 2.0),  # of another kind of guidance
+        (GENERATOR, "data.min_crop", 0.5),  # of random crops
+        (Case(FASHION + "llamagen.py", "smoke"), "backbone.gate_init", 0.5),  # of adaptive norms
+        (TOKENIZER, "objective.ema_decay", 0.5),  # of codebooks without gradient
+    ],
+)
+def test_a_field_without_effect_is_caught(case, field, value, tmp_path):
+    config = case.config
+    config.update_from_flattened_dict({field: value})
+    assert unread_fields(config, tmp_path) == {field}
+
+
+def test_a_field_that_is_not_taken_out_is_caught(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.config_files.check_sections", lambda config: None)
+    config = TOKENIZER.config
+    config.surplus = 1
+    assert unread_fields(config, tmp_path) == {"surplus"}
+
+
+@pytest.mark.parametrize(("section", "fields"), [("train", TrainFields), ("ema", EmaFields)])
+def test_the_loop_reads_every_field(section, fields):
+    sources = [path for path in (ROOT / "ar_jax/train").glob("*.py") if path.name != "fields.py"]
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text()))]
+    reads = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node.value) in ("fields", "settings.train", f"settings.{section}")
+    }
+    assert {field.name for field in dataclasses.fields(fields)} <= reads
+
+
+@every_file
+def test_unknown_argument_is_an_error(file):
+    module = load(file)
+    for wrong in ("xxs", arguments(module)[-1] + "x"):
+        with pytest.raises(ValueError, match=rf"'{wrong}' of {Path(file).name} is none of \("):
+            module.get_config(wrong)
+    assert module.get_config() == module.get_config(arguments(module)[0])
+
+
+def launch_command(file: str) -> list[str]:
+    """The first indented paragraph of the docstring, in words."""
+    document = load(file).__doc__ or ""
+    found = re.search(r"^ {4}\S(?:\\\n|[^\n])*", document, re.MULTILINE)
+    return shlex.split(found[0].replace("\\\n", " ")) if found else []
+
+
+@every_file
+def test_docstring_is_the_launch_command(file, monkeypatch):
+    python, script, *options = launch_command(file)
+    assert (python, script) == ("python", "experiments/train.py")
+    assert options[0].split(":")[0] == f"--config={file}"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", [script, *options])  # overrides are looked for there
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
+    assert values([script, *options]) == [script]  # misspelt fields are errors
+    assert workdir.value
+    read_settings(config.value)
+    assert ("tokenizer_checkpoint" in config.value) != trains_tokenizer(config.value)
+    if "tokenizer_checkpoint" in config.value:
+        assert config.value.tokenizer_checkpoint
+    # Fields that the text tells the reader to set.
+    for field in re.findall(r"--config\.([\w.]+)=", load(file).__doc__ or ""):
+        *sections, name = field.split(".")
+        section = load(file).get_config()
+        for part in sections:
+            section = section[part]
+        assert name in section, field
+
+
+@every_file
+def test_docstring_names_every_argument(file):
+    document = load(file).__doc__ or ""
+    for argument in filter(None, arguments(load(file))):
+        assert re.search(rf"(``|^ {{4}}){argument}\b", document, re.MULTILINE), argument
+
+
+@every_case
+def test_generators_name_the_tokenizers_that_are_here(case):
+    config = case.config
+    if trains_tokenizer(config):
+        return
+    files = {"multiscale_vq": "tokenizer_multiscale.py", "vq": "tokenizer_vq.py"}
+    file = str(Path(case.file).with_name(files[config.tokenizer.name]))
+    argument = case.argument if case.argument in arguments(load(file)) else ""
+    trained = Case(file, argument).config
+    check_trained_tokenizer(config, trained.tokenizer)
+    for field in ("image_size", "channels", "num_classes"):
+        assert config.data[field] == trained.data[field], field
+    other = config.copy_and_resolve_references()
+    other.tokenizer.autoencoder.channels += 1
+    with pytest.raises(ValueError, match=r"tokenizer\.autoencoder\.channels"):
+        check_trained_tokenizer(other, trained.tokenizer)
+
+
+def without_own_rule(tree: Any, rules: Any = RULES) -> set[str]:
+    """Parameters of at least 64 KiB that only the last rule places, or none."""
+    return {
+        name
+        for name, leaf in named(tree).items()
+        if leaf.ndim >= 2
+        and leaf.size * leaf.dtype.itemsize >= 2**16
+        and find_rule(name, rules) in (None, RULES[-1])
+    }
+
+
+# What the last rule is for: convolutions, and the linear layer of next-scale's input.
+PLAIN = re.compile(r"(autoencoder|quantizer)/\w+(/\w+)*/kernel|autoencoder/\w+/kernel")
+
+
+@every_case
+def test_large_parameters_have_their_own_rule(case):
+    tree = parameters(case)
+    check_coverage(tree)
+    rest = without_own_rule(tree) - {"backbone/token_embed/kernel"}
+    assert {name for name in rest if not PLAIN.fullmatch(name)} == set()
+    assert all(named(tree)[name].ndim == 4 for name in rest)
+    if not trains_tokenizer(case.config) and case.argument != "smoke":
+        assert "backbone/stack/blocks/attention/query/kernel" in without_own_rule(tree, RULES[1:])
+
+
+@every_case
+def test_parameters_divide_among_eight_devices(case):
+    mesh = case.config.mesh
+    for sizes in (mesh.to_dict(), {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8}):
+        placed = named(shardings(parameters(case), make_mesh(**sizes)))
+        split = [name for name, sharding in placed.items() if not sharding.is_fully_replicated]
+        assert bool(split) == (sizes.get("fsdp", 1) != 1)
+
+
+# Iterations an epoch, epochs, first and highest learning rate, the last one, weight decay's end.
+VAR_RECIPES = {
+    "d16": (1669, 200, 1.5e-6, 3e-4, 3e-5, 0.05),
+    "d20": (1669, 250, 1.5e-6, 3e-4, 3e-5, 0.05),
+    "d24": (1669, 350, 1.2e-6, 2.4e-4, 2.4e-6, 0.05),
+    "d30": (1252, 350, 1.6e-6, 3.2e-4, 3.2e-6, 0.08),
+}
+
+
+@pytest.mark.parametrize("size", VAR_RECIPES)
+def test_var_recipe(size):
+    case = Case(IMAGENET + "var.py", size)
+    config, (iterations, epochs, *rates, decay) = case.config, VAR_RECIPES[size]
+    images = 1_281_167
+    assert iterations == -(-images // config.train.batch_size)
+    steps, warmup = config.train.steps, epochs // 50 * iterations
+    assert (steps, config.optimizer.warmup_steps) == (epochs * iterations, warmup)
+    optimizer = read_settings(config).optimizer
+    hold = warmup + int(0.049 * (steps - 1 - warmup))
+    points = [optimizer.learning_rate(step) for step in (0, warmup, hold, steps - 1)]
+    np.testing.assert_allclose(points, [rates[0], rates[1], rates[1], rates[2]], rtol=1e-6)
+    assert float(optimizer.learning_rate(hold + steps // 100)) < rates[1]
+    np.testing.assert_allclose(optimizer.weight_decay(0), 0.05, rtol=1e-6)
+    np.testing.assert_allclose(optimizer.weight_decay(steps - 1), decay, rtol=1e-6)
+    drop_path = {"d16": 0.066667, "d20": 0.083333, "d24": 0.1, "d30": 0.125}[size]
+    assert config.backbone.drop_path == pytest.approx(drop_path, abs=1e-6)
+    # As checked on the official models: these have weight decay, everything else has none.
+    block = "backbone/stack/blocks"
+    decayed = {f"{block}/attention/{name}/kernel" for name in ("query", "key", "value", "out")}
+    decayed |= {f"{block}/mlp/{name}/kernel" for name in ("up", "down")}
+    decayed |= {f"{block}/modulation/kernel", "backbone/final_modulation/kernel", "head/kernel"}
+    decayed |= {"backbone/token_embed/kernel", "backbone/condition/class_embed/embedding"}
+    tree = named(parameters(case))
+    assert {name for name, leaf in tree.items() if optimizer.decays(name, leaf.shape)} == decayed
+
+
+@pytest.mark.parametrize("size", ["B", "L", "XL", "XXL", "3B"])
+def test_llamagen_recipe(size):
+    case = Case(IMAGENET + "llamagen.py", size)
+    config = case.config
+    assert config.train.steps == 300 * (1_281_167 // config.train.batch_size)
+    optimizer = read_settings(config).optimizer
+    for step in (0, 1, config.train.steps - 1):
+        assert float(optimizer.learning_rate(step)) == np.float32(1e-4)
+        assert float(optimizer.weight_decay(step)) == np.float32(0.05)
+    tree = named(parameters(case))
+    kept = {name for name, leaf in tree.items() if not optimizer.decays(name, leaf.shape)}
+    assert kept == {name for name in tree if "norm" in name}
+    # The official rounding: two thirds of four widths, up to a multiple of 256.
+    width = config.backbone.width
+    assert config.backbone.mlp_hidden == -(-int(8 * width / 3) // 256) * 256
