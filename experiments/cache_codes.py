@@ -2,7 +2,8 @@
 
     python experiments/cache_codes.py --checkpoint=runs/tokenizer_multiscale --out=runs/codes
     python experiments/train.py --config=configs/fashion_mnist/var.py --workdir=runs/var \
-        --config.tokenizer_checkpoint=runs/tokenizer_multiscale --config.data.source=codes:runs/codes
+        --config.tokenizer_checkpoint=runs/tokenizer_multiscale \
+        --config.data.source=codes:runs/codes
 
 The images are the tokenizer's own (its workdir keeps its configuration) unless --source names
 others. A run that trains on the codes needs config.data.crop='none' and flip=False: --copies caches
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from ar_jax.evaluation.cache import cache_codes
+from ar_jax.io.console import configure_logging
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Workdir of a trained tokenizer.", required=True
@@ -31,6 +33,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the augmented versions.")
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; write --flag=value")
+    configure_logging()
     out = cache_codes(
         CHECKPOINT.value,
         OUT.value,

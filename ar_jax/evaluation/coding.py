@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +13,23 @@ import numpy as np
 from ar_jax.api import Array, Cond, Params, System
 from ar_jax.data import Data
 from ar_jax.io.progress import Progress
-from ar_jax.tokenizers.tokenizer import Tokenizer, to_float, to_uint8
+from ar_jax.tokenizers.tokenizer import to_float, to_uint8
 
 
 @functools.partial(jax.jit, static_argnames="tokenizer")
-def encode_images(tokenizer: Tokenizer, params: Params, images: Array) -> Array:
+def encode_images(tokenizer: Any, params: Params, images: Array) -> Array:
     """Codes int32 [B, L] of images uint8 [B, H, W, C]."""
     return tokenizer.apply({"params": params}, to_float(images), method="encode")
 
 
 @functools.partial(jax.jit, static_argnames="tokenizer")
-def decode_codes(tokenizer: Tokenizer, params: Params, codes: Array) -> Array:
+def decode_codes(tokenizer: Any, params: Params, codes: Array) -> Array:
     """Images uint8 [B, H, W, C] of codes int32 [B, L]."""
     return to_uint8(tokenizer.apply({"params": params}, codes, method="decode"))
 
 
 @functools.partial(jax.jit, static_argnames=("tokenizer", "stages"))
-def decode_stages(
-    tokenizer: Tokenizer, params: Params, codes: Array, stages: tuple[int, ...]
-) -> Array:
+def decode_stages(tokenizer: Any, params: Params, codes: Array, stages: tuple[int, ...]) -> Array:
     """Images after the first n steps for every n of ``stages``: uint8 [stages, B, H, W, C].
 
     One program for all stages: compiling them one by one takes three times as long.
@@ -51,7 +50,7 @@ def score_codes(system: System, params: Params, codes: Array, cond: Cond) -> tup
 
 
 def coded_batches(
-    tokenizer: Tokenizer,
+    tokenizer: Any,
     params: Params,
     data: Data,
     *,

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ar_jax.evaluation.classifier import Classifier
+from ar_jax.evaluation.classifier import Classifier, ClassifierOutput
 from ar_jax.evaluation.frechet import (
     Floor,
+    GaussianStats,
     frechet_distance,
     frechet_floor,
     gaussian_stats,
@@ -68,6 +69,53 @@ class GenerationResult:
     frechet_floor: Floor
     frechet_ratio: float
     frechet_test_all: float
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A classifier and what it says of the real images, computed once for several comparisons.
+
+    Attributes:
+        classifier: judges.
+        train: the reference of the Frechet distance: the images the models were trained on.
+        test: images held out from training.
+        train_features: float32 [N, F].
+        reference: statistics of ``train_features``.
+        test_output: of the test images.
+    """
+
+    classifier: Classifier
+    train: LabelledImages
+    test: LabelledImages
+    train_features: np.ndarray
+    reference: GaussianStats
+    test_output: ClassifierOutput
+
+    @property
+    def num_classes(self) -> int:
+        """Classes the classifier knows."""
+        return self.classifier.module.num_classes
+
+    @property
+    def test_class_accuracy(self) -> float:
+        """Class accuracy on the real test images."""
+        return float((self.test_output.predictions == self.test.labels).mean())
+
+    def floor(self, count: int, draws: int = 10, seed: int = 0) -> Floor:
+        """What ``count`` real test images score against the train images."""
+        features = self.test_output.features
+        return frechet_floor(
+            self.reference, features, self.test.labels, count, self.num_classes, draws, seed
+        )
+
+
+def make_judge(classifier: Classifier, train: LabelledImages, test: LabelledImages) -> Judge:
+    """Runs the classifier over the real images; ValueError if they are none it takes."""
+    for name, data in (("train", train), ("test", test)):
+        check_labelled(name, data, classifier.module.num_classes)
+    features = classifier(train.images).features
+    reference = gaussian_stats(features, "train features")
+    return Judge(classifier, train, test, features, reference, classifier(test.images))
 
 
 def check_labelled(name: str, data: LabelledImages, num_classes: int) -> None:
@@ -144,9 +192,29 @@ def evaluate_generation(
     Raises:
         ValueError: counts, shapes or dtypes that disagree, unbalanced labels, too few test images.
     """
-    num_classes = classifier.module.num_classes
-    for name, data in (("generated", generated), ("train", train), ("test", test)):
-        check_labelled(name, data, num_classes)
+    return judge_generation(
+        make_judge(classifier, train, test),
+        generated,
+        allow_unbalanced=allow_unbalanced,
+        floor_count=floor_count,
+        floor_draws=floor_draws,
+        seed=seed,
+    )
+
+
+def judge_generation(
+    judge: Judge,
+    generated: LabelledImages,
+    *,
+    allow_unbalanced: bool = False,
+    floor_count: int | None = None,
+    floor_draws: int = 10,
+    seed: int = 0,
+) -> GenerationResult:
+    """`evaluate_generation` with what was computed of the real images before."""
+    num_classes = judge.num_classes
+    check_labelled("generated", generated, num_classes)
+    for name, data in (("train", judge.train), ("test", judge.test)):
         if data.images.shape[1:] != generated.images.shape[1:]:
             raise ValueError(
                 f"{name}.images: {data.images.shape[1:]} an image, but the generated ones have "
@@ -154,40 +222,29 @@ def evaluate_generation(
             )
     if not allow_unbalanced:
         check_balanced("generated", generated.labels, num_classes)
-
-    out = classifier(generated.images)
-    test_out = classifier(test.images)
-    reference = gaussian_stats(classifier(train.images).features, "train features")
-    distance = frechet_distance(gaussian_stats(out.features, "generated features"), reference)
-    floor = frechet_floor(
-        reference,
-        test_out.features,
-        test.labels,
-        len(generated) if floor_count is None else floor_count,
-        num_classes,
-        draws=floor_draws,
-        seed=seed,
-    )
+    out, test_out = judge.classifier(generated.images), judge.test_output
+    stats = gaussian_stats(out.features, "generated features")
+    distance = frechet_distance(stats, judge.reference)
+    floor = judge.floor(len(generated) if floor_count is None else floor_count, floor_draws, seed)
     per_class, counts = class_accuracies(out.predictions, generated.labels, num_classes)
     probabilities = out.probabilities
+    asked = generated.labels[:, None].astype(np.int64)
     return GenerationResult(
         count=len(generated),
-        train_count=len(train),
-        test_count=len(test),
-        classifier=classifier.name,
+        train_count=len(judge.train),
+        test_count=len(judge.test),
+        classifier=judge.classifier.name,
         class_accuracy=float((out.predictions == generated.labels).mean()),
         class_accuracy_per_class=per_class,
         class_counts=counts,
         confidence=float(probabilities.max(axis=1).mean()),
-        label_probability=float(
-            np.take_along_axis(probabilities, generated.labels[:, None].astype(np.int64), 1).mean()
-        ),
-        test_class_accuracy=float((test_out.predictions == test.labels).mean()),
+        label_probability=float(np.take_along_axis(probabilities, asked, 1).mean()),
+        test_class_accuracy=judge.test_class_accuracy,
         test_confidence=float(test_out.probabilities.max(axis=1).mean()),
         classifier_frechet_distance=distance,
         frechet_floor=floor,
         frechet_ratio=distance / floor.mean,
         frechet_test_all=frechet_distance(
-            gaussian_stats(test_out.features, "test features"), reference
+            gaussian_stats(test_out.features, "test features"), judge.reference
         ),
     )

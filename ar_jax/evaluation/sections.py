@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ar_jax.evaluation.bound import BoundResult
 from ar_jax.evaluation.codebook import CodebookResult
 from ar_jax.evaluation.generation import GenerationResult
 from ar_jax.evaluation.likelihood import LikelihoodResult
@@ -88,10 +89,31 @@ def likelihood_section(
     step_names: Sequence[str],
     images: str,
     pictures: Pictures | None = None,
+    train: LikelihoodResult | None = None,
 ) -> Section:
-    """Section on likelihood and token accuracy under teacher forcing, without guidance."""
+    """Section on likelihood and token accuracy under teacher forcing, without guidance.
+
+    Args:
+        result: on held-out images, which ``images`` names.
+        step_names: the schedule's steps, or groups of them.
+        images: "test images".
+        pictures: caption -> file.
+        train: the same on training images, for the gap between the two.
+    """
     if len(step_names) != len(result.nll_per_step):
         raise ValueError(f"step_names: {len(step_names)} for {len(result.nll_per_step)} steps")
+    gap = {}
+    if train is not None:
+        on = f"{train.count:,} training images, spread over the split"
+        gap = {
+            "train_nats_per_image": metric(train.nats_per_image, f"the same; {on}"),
+            "overfit_gap": metric(
+                result.nats_per_image / train.nats_per_image - 1,
+                "nats_per_image divided by train_nats_per_image, minus 1; near 0 is healthy, a gap "
+                "that grows while training says that training images are learned by heart",
+            ),
+            "train_token_accuracy": metric(train.accuracy, f"token_accuracy; {on}"),
+        }
     of = f"{result.count:,} {images}"
     rows = [
         list(row)
@@ -105,13 +127,47 @@ def likelihood_section(
                 result.nats_per_image, f"negative log-likelihood of the code stream; {of}"
             ),
             "bits_per_code": metric(
-                result.bits_per_code, f"the same in bits, per code (not per pixel); {of}"
+                result.bits_per_code,
+                f"bits per dimension of the code stream: the same divided by the codes; {of}",
             ),
             "token_accuracy": metric(
                 result.accuracy, f"fraction of codes that are the most probable one; {of}"
             ),
+            **gap,
         },
-        {"Per step of the schedule": table(["step", "nats per code", "token accuracy"], rows)},
+        {"Part by part of the codes": table(["codes", "nats per code", "token accuracy"], rows)},
+        pictures,
+    )
+
+
+def bound_section(result: BoundResult, pictures: Pictures | None = None) -> Section:
+    """Section on what reconstructions score in the place of generated images."""
+    bound, floor = result.bound, result.floor
+    of = f"{bound.count:,} class-balanced test images, mean of {bound.draws} draws"
+    against = f"against {result.train_count:,} train images"
+    return _section(
+        "Reconstructions judged as generated images",
+        "What a generator that samples the codes of real images perfectly would score: the bound "
+        "that this tokenizer sets. The Frechet distance is taken in the features of our own "
+        "classifier: it is no FID.",
+        {
+            "reconstruction_frechet_distance": metric(
+                bound.mean,
+                f"reconstructions of {of} (standard deviation {bound.std:.2g}), {against}",
+            ),
+            "frechet_floor": metric(
+                floor.mean, f"the same images themselves (deviation {floor.std:.2g}), {against}"
+            ),
+            "reconstruction_frechet_ratio": metric(
+                bound.mean / floor.mean, "reconstruction_frechet_distance divided by frechet_floor"
+            ),
+            "reconstruction_class_accuracy": metric(
+                result.class_accuracy,
+                f"reconstructions of {result.test_count:,} test images "
+                f"({result.test_class_accuracy:.3f} on the images themselves)",
+            ),
+        },
+        {},
         pictures,
     )
 

@@ -1,0 +1,185 @@
+"""From a trained run to its report."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ar_jax.api import Params, System
+from ar_jax.build import trains_tokenizer
+from ar_jax.evaluation import illustrated, sections
+from ar_jax.evaluation.load import describe_weights, image_section, load_system, load_tokenizer
+from ar_jax.evaluation.measure import (
+    SHOWN,
+    Evaluation,
+    reconstruct,
+    scale_names,
+)
+from ar_jax.evaluation.plots import save_bars
+from ar_jax.evaluation.real import find_judge, open_splits
+from ar_jax.evaluation.report import REPORT_JSON, read_report, write_report
+from ar_jax.evaluation.samples import (
+    balanced_labels,
+    check_class_conditional,
+    describe_sampling,
+    generate,
+    sampling_of,
+    save_npz,
+)
+from ar_jax.io.run_info import read_config
+from ar_jax.sampling.loop import CachedSampler
+from ar_jax.tokenizers.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_workdir(
+    workdir: str | Path,
+    directory: str | Path | None = None,
+    *,
+    num_images: int = 1000,
+    likelihood_images: int | None = None,
+    batch_size: int = 100,
+    source: str | None = None,
+    seed: int = 0,
+    step: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluates a trained tokenizer or generator and writes its report and pictures.
+
+    Args:
+        workdir: of the run; its EMA is evaluated, if it keeps one.
+        directory: gets report.json, report.md, pictures and, for generators, samples.npz; None:
+            ``workdir/evaluation``.
+        num_images, likelihood_images, batch_size, seed, progress: see `Evaluation`.
+        source: of the images, as `config.data.source`; None: the run's, for one that trained on
+            codes the images they were made of.
+        step: of the checkpoint; None for the newest.
+        overwrite: a report that is there already.
+
+    Returns:
+        The report's sections, as plain values; see `ar_jax.evaluation.report`.
+
+    Raises:
+        ValueError: names what is wrong.
+    """
+    workdir = Path(workdir)
+    directory = workdir / "evaluation" if directory is None else Path(directory)
+    if (directory / REPORT_JSON).exists() and not overwrite:
+        raise ValueError(f"{directory / REPORT_JSON} exists: name another --out, or --overwrite")
+    counts = {"num_images": num_images, "batch_size": batch_size}
+    if likelihood_images is not None:
+        counts["likelihood_images"] = likelihood_images
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"--{name}={value} must be at least 1")
+    config: Any = read_config(workdir)
+    is_tokenizer = trains_tokenizer(config)
+    load: Any = load_tokenizer if is_tokenizer else load_system
+    config, system, params = load(workdir, step=step)
+    tokenizer = system if is_tokenizer else system.tokenizer
+    data = open_splits(
+        image_section(config, source), tokenizer, params if is_tokenizer else params["tokenizer"]
+    )
+    with jax.default_matmul_precision(config["precision"]):
+        log.info("looking at the real images")
+        judge, no_judge = find_judge(data["train"], data["test"], tokenizer.image_shape)
+        evaluation = Evaluation(
+            data=data,
+            judge=judge,
+            no_judge=no_judge,
+            directory=directory,
+            num_images=num_images,
+            likelihood_images=likelihood_images,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+        weights = describe_weights(workdir, config, step)
+        if is_tokenizer:
+            title = f"Tokenizer {config['tokenizer']['name']}"
+            report = evaluate_tokenizer(system, params, evaluation)
+        else:
+            title = f"Generator {config['schedule']['name']} over {config['tokenizer']['name']}"
+            report = evaluate_generator(config, system, params, evaluation, weights)
+    model = {"model": illustrated.model_section(weights, params, tokenizer)}
+    write_report(
+        directory, title, model | report | illustrated.closing_sections(workdir, evaluation)
+    )
+    return read_report(directory)
+
+
+def evaluate_tokenizer(
+    tokenizer: Tokenizer, params: Params, evaluation: Evaluation
+) -> dict[str, Any]:
+    """Sections on reconstructions, codebook and what generators can reach, with their pictures.
+
+    Raises:
+        ValueError: the data are codes.
+    """
+    if evaluation.data["test"].source.kind != "image":
+        raise ValueError(f"{evaluation.data['test'].source.name}: a tokenizer needs images")
+    seen = reconstruct(tokenizer, params, evaluation)
+    names, codes = scale_names(tokenizer.grids), seen.codebook
+    save_bars(
+        {"codebook usage": codes.usage, "codebook perplexity": codes.perplexity},
+        names,
+        evaluation.directory / "codebook.png",
+        xlabel="scale",
+    )
+    pictures = {"Codebook usage and perplexity of every scale.": "codebook.png"}
+    return {
+        "reconstruction": illustrated.reconstruction_section(seen, evaluation),
+        "codebook": sections.codebook_section(codes, names, "test images", pictures),
+        **illustrated.bound_section(seen, evaluation),
+    }
+
+
+def evaluate_generator(
+    config: Any, system: System, params: Params, evaluation: Evaluation, weights: str
+) -> dict[str, Any]:
+    """Sections on generated images, likelihood and memorisation, with pictures and samples.npz.
+
+    Args:
+        config: of the run: `sampling` is read.
+        system: with its ``params``.
+        evaluation: what with.
+        weights: which parameters these are, for the report.
+
+    Raises:
+        ValueError: a generator of anything but classes, or samples that cannot be balanced.
+    """
+    check_class_conditional(system)
+    classes, directory = system.backbone.num_classes, evaluation.directory
+    if evaluation.num_images % classes:
+        fits = max(evaluation.num_images // classes, 1) * classes
+        raise ValueError(
+            f"--num_images={evaluation.num_images} cannot be balanced over {classes} classes: "
+            f"use {fits}"
+        )
+    knobs, guidance = sampling_of(config)
+    sampler = CachedSampler.create(system, params)
+    drawn = generate(
+        sampler,
+        balanced_labels(evaluation.num_images, classes),
+        seed=evaluation.seed,
+        batch_size=evaluation.batch_size,
+        knobs=knobs,
+        guidance=guidance,
+        progress=evaluation.progress,
+    )
+    save_npz(directory / "samples.npz", drawn.images, drawn.labels)
+    pictures = illustrated.draw_samples(sampler, drawn, classes, directory)
+    sampling = f"{describe_sampling(knobs, guidance)}, {weights}, seed {evaluation.seed}"
+    report = illustrated.generation_sections(drawn, evaluation, sampling, pictures)
+    report["likelihood"] = illustrated.likelihood_section(system, params, evaluation)
+    if evaluation.data["test"].source.kind == "image":
+        limit = SHOWN if evaluation.judge is None else None
+        seen = reconstruct(system.tokenizer, params["tokenizer"], evaluation, limit)
+        report["reconstruction"] = illustrated.reconstruction_section(seen, evaluation)
+        report |= illustrated.bound_section(seen, evaluation)
+    return report

@@ -1,0 +1,268 @@
+"""Images of a trained generator: drawn batch by batch, as PNG, and in ADM's npz form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ar_jax.build import build_sampling
+from ar_jax.evaluation.coding import decode_stages
+from ar_jax.evaluation.grids import formation_strip, save_tiles, upscale
+from ar_jax.evaluation.load import load_system
+from ar_jax.io.images import image_grid, save_png
+from ar_jax.io.progress import Progress
+from ar_jax.sampling.filters import Knobs
+from ar_jax.sampling.guidance import Guidance
+from ar_jax.sampling.loop import CachedSampler, image_keys
+from ar_jax.tokenizers.tokenizer import to_uint8
+
+MAX_STAGES = 8  # columns of a strip
+MAX_ROWS = 10  # rows of a strip
+MAX_GRID = 400  # images of a grid: a picture of fifty thousand opens nowhere
+
+
+class Generated(NamedTuple):
+    """N generated images."""
+
+    images: np.ndarray  # uint8 [N, H, W, C]
+    labels: np.ndarray  # int32 [N], the classes that were asked for
+    codes: np.ndarray  # int32 [N, L]
+
+
+def balanced_labels(num_images: int, num_classes: int) -> np.ndarray:
+    """0, 1, ..., num_classes - 1, 0, ...: every prefix as balanced as can be; int32 [N]."""
+    return np.arange(num_images, dtype=np.int32) % num_classes
+
+
+def choose_labels(
+    num_classes: int,
+    labels: Sequence[int] | None = None,
+    per_class: int | None = None,
+    num_images: int | None = None,
+) -> np.ndarray:
+    """The class of every image to draw, int32 [N].
+
+    Args:
+        num_classes: of the generator.
+        labels: classes to draw from; None: all.
+        per_class: images of each of them, class after class.
+        num_images: in place of that, N images whose classes take turns.
+            Neither: one image of each of ``labels``, or ten of every class (of ten classes spread
+            evenly, where there are more).
+
+    Raises:
+        ValueError: a class the generator does not know, counts below 1, or both counts.
+    """
+    if per_class is not None and num_images is not None:
+        raise ValueError(f"--per_class={per_class} and --num_images={num_images}: give one of them")
+    for name, value in (("per_class", per_class), ("num_images", num_images)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}={value} must be at least 1")
+    if labels is None:
+        chosen = np.arange(num_classes, dtype=np.int32)
+        if per_class is None and num_images is None:
+            chosen = np.unique(np.arange(10, dtype=np.int32) * num_classes // 10)
+            per_class = 10
+    else:
+        chosen = check_classes(labels, num_classes)
+    if num_images is not None:
+        return chosen[np.arange(num_images) % len(chosen)]
+    return chosen.repeat(per_class or 1)
+
+
+def check_classes(labels: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
+    """Labels as int32 [N]; ValueError that names one the generator does not know."""
+    chosen = np.asarray(labels)
+    if chosen.ndim != 1 or not len(chosen) or not np.issubdtype(chosen.dtype, np.integer):
+        raise ValueError(f"labels {labels!r} must be a list of class numbers, at least one")
+    for label in chosen[(chosen < 0) | (chosen >= num_classes)]:
+        raise ValueError(f"label {label} is no class: the generator knows 0 to {num_classes - 1}")
+    return chosen.astype(np.int32)
+
+
+def sampling_of(config: Any, overrides: Mapping[str, Any] | None = None) -> tuple[Knobs, Guidance]:
+    """The knobs and the guidance of ``config.sampling``, with fields replaced.
+
+    Args:
+        config: of the generator's run.
+        overrides: 'temperature', 'top_k', 'guidance.scale', ...: value; None leaves it.
+
+    Raises:
+        ValueError: names the unknown field or the value out of range.
+    """
+    section = dict(config["sampling"])
+    section["guidance"] = dict(section.get("guidance", {}))
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            first, _, rest = name.partition(".")
+            target, field = (section[first], rest) if rest else (section, first)
+            target[field] = value
+    return build_sampling({"sampling": section})
+
+
+def describe_sampling(knobs: Knobs, guidance: Guidance) -> str:
+    """'guidance 2 (constant), temperature 1, top-k 100', for reports."""
+    parts = [f"guidance {guidance.scale:g} ({guidance.kind})"]
+    parts += [f"temperature {float(knobs.temperature):g}"]
+    filters = {"top-k": knobs.top_k, "top-p": knobs.top_p, "min-p": knobs.min_p}
+    return ", ".join(parts + [f"{name} {float(v):g}" for name, v in filters.items() if v])
+
+
+def generate(
+    sampler: CachedSampler,
+    labels: Sequence[int] | np.ndarray,
+    *,
+    seed: int = 0,
+    first: int = 0,
+    batch_size: int = 100,
+    knobs: Knobs | None = None,
+    guidance: Guidance | None = None,
+    progress: bool = False,
+) -> Generated:
+    """Draws one image of every class in ``labels`` [N].
+
+    Image n depends on its label, ``seed`` and ``first + n`` alone, so other batch sizes give the
+    same images up to rounding, and a long job can be done in parts. The last batch is filled up:
+    one program draws all.
+
+    Raises:
+        ValueError: an unknown class, a batch size below 1, or a generator not of classes.
+    """
+    check_class_conditional(sampler.system)
+    labels = check_classes(labels, sampler.system.backbone.num_classes)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    batch_size = min(batch_size, len(labels))
+    images, codes = [], []
+    with Progress(len(labels), title="sampling", unit="image", enabled=progress) as bar:
+        for start in range(0, len(labels), batch_size):
+            part = labels[start : start + batch_size]
+            filled = np.pad(part, (0, batch_size - len(part)))
+            keys = image_keys(seed, first + start, batch_size)
+            samples = sampler({"label": jnp.asarray(filled)}, keys, knobs=knobs, guidance=guidance)
+            drawn = jax.device_get((_to_uint8(samples.images), samples.codes))
+            images.append(drawn[0][: len(part)])
+            codes.append(drawn[1][: len(part)])
+            bar.advance(len(part))
+    return Generated(np.concatenate(images), labels, np.concatenate(codes))
+
+
+_to_uint8 = jax.jit(to_uint8)
+
+
+def check_class_conditional(system: Any) -> None:
+    """Raises ValueError unless the generator's condition is a class label."""
+    if system.backbone.conditioner.fields != ("label",):
+        raise ValueError(
+            f"config.backbone.condition={system.backbone.condition!r}: images are drawn here for "
+            "class labels only"
+        )
+
+
+def stages(num_steps: int, limit: int = MAX_STAGES) -> tuple[int, ...]:
+    """Numbers of steps after which a strip shows the image: at most ``limit``, the last is all."""
+    shown = np.linspace(1, num_steps, min(num_steps, limit)).round()
+    return tuple(int(n) for n in np.unique(shown))
+
+
+def formation(sampler: CachedSampler, codes: np.ndarray, limit: int = MAX_STAGES) -> np.ndarray:
+    """Images as they form, uint8 [stages, N, H, W, C], of codes int32 [N, L]; see `stages`."""
+    system = sampler.system
+    shown = stages(system.schedule.num_steps, limit)
+    partial = decode_stages(system.tokenizer, sampler.params["tokenizer"], codes, shown)
+    return np.asarray(jax.device_get(partial))
+
+
+def save_npz(path: str | Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Writes ``arr_0`` uint8 [N, H, W, C] and ``arr_1`` int64 [N], as ADM's evaluator reads them.
+
+    Raises:
+        ValueError: images of another dtype or rank, or another number of labels.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != (len(images),):
+        raise ValueError(
+            f"images {images.dtype} {images.shape} with labels {labels.shape}: uint8 [N, H, W, C] "
+            "and [N] are needed"
+        )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        np.savez(file, images, labels.astype(np.int64))
+
+
+def save_strip(path: str | Path, sampler: CachedSampler, drawn: Generated) -> None:
+    """Writes the forming of the first image of each class, up to `MAX_ROWS`, a row each."""
+    first = np.sort(np.unique(drawn.labels, return_index=True)[1])[:MAX_ROWS]
+    save_tiles(path, formation_strip(formation(sampler, drawn.codes[first])))
+
+
+def sample_workdir(
+    workdir: str | Path,
+    out: str | Path,
+    *,
+    labels: Sequence[int] | None = None,
+    per_class: int | None = None,
+    num_images: int | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    step: int | None = None,
+    npz: str | Path | None = None,
+    strip: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Generated:
+    """Draws images of a trained generator into files.
+
+    Args:
+        workdir: of the generator's run; its EMA is used, if it keeps one.
+        out: the PNG: a grid of at most `MAX_GRID` images, a row a class with ``per_class``.
+        labels, per_class, num_images: see `choose_labels`.
+        sampling: see `sampling_of`.
+        seed, batch_size: see `generate`.
+        step: of the checkpoint; None for the newest.
+        npz: also write all images there, see `save_npz`.
+        strip: also write OUT_strip.png, see `save_strip`.
+        overwrite: files that exist already.
+        progress: show a bar.
+
+    Raises:
+        ValueError: names what is wrong, before anything is drawn or written.
+    """
+    out = Path(out)
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out={out} must end in .png")
+    if npz is not None and Path(npz).suffix != ".npz":
+        raise ValueError(f"--npz={npz} must end in .npz")
+    strip_path = out.with_name(f"{out.stem}_strip.png")
+    written = [out, *([Path(npz)] if npz is not None else []), *([strip_path] if strip else [])]
+    for path in written:
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path} exists; name another file, or say --overwrite")
+    config, system, params = load_system(workdir, step=step)
+    check_class_conditional(system)
+    chosen = choose_labels(system.backbone.num_classes, labels, per_class, num_images)
+    knobs, guidance = sampling_of(config, sampling)
+    sampler = CachedSampler.create(system, params)
+    with jax.default_matmul_precision(config["precision"]):
+        drawn = generate(
+            sampler,
+            chosen,
+            seed=seed,
+            batch_size=batch_size,
+            knobs=knobs,
+            guidance=guidance,
+            progress=progress,
+        )
+        columns = per_class or (10 if labels is None and num_images is None else None)
+        save_png(out, image_grid(upscale(drawn.images[:MAX_GRID]), columns=columns))
+        if strip:
+            save_strip(strip_path, sampler, drawn)
+    if npz is not None:
+        save_npz(npz, drawn.images, drawn.labels)
+    return drawn

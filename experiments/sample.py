@@ -1,0 +1,80 @@
+"""Draws images of a trained generator: a PNG grid, and an npz as ADM's evaluator reads it.
+
+    python experiments/sample.py --checkpoint=runs/var --per_class=8 --guidance=3 --out=samples.png
+    python experiments/sample.py --checkpoint=runs/var --labels=0,8,9 --num_images=24 --strip \
+        --out=some.png
+    python experiments/sample.py --checkpoint=runs/var --num_images=50000 --batch_size=250 \
+        --out=grid.png --npz=samples.npz
+
+The workdir is all that is needed: it keeps the configuration, whose `sampling` section gives what
+no flag sets, and the tokenizer. Images are a function of (--seed, position, label).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from ar_jax.evaluation.samples import sample_workdir
+from ar_jax.io.console import configure_logging
+from ar_jax.sampling.guidance import KINDS
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of the generator.", required=True)
+OUT = flags.DEFINE_string("out", None, "The PNG grid to write.", required=True)
+NPZ = flags.DEFINE_string("npz", None, "Also write all images and labels there.")
+STRIP = flags.DEFINE_bool("strip", False, "Also write images as they form, OUT_strip.png.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
+LABELS = flags.DEFINE_list("labels", None, "Classes to draw from, as 207,388; default all.")
+PER_CLASS = flags.DEFINE_integer("per_class", None, "Images of each class, one row a class.")
+NUM_IMAGES = flags.DEFINE_integer("num_images", None, "Or: all images, the classes in turn.")
+GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 is none.")
+KIND = flags.DEFINE_enum("guidance_kind", None, KINDS, "How guidance runs over the steps.")
+POWER = flags.DEFINE_float("guidance_power", None, "Exponent of power_cosine.")
+START = flags.DEFINE_integer("guidance_start", None, "First guided step.")
+STOP = flags.DEFINE_integer("guidance_stop", None, "First step after the guided ones; -1: none.")
+TEMPERATURE = flags.DEFINE_float("temperature", None, "Divides the logits; 0 is greedy.")
+TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most probable codes; 0 keeps all.")
+TOP_P = flags.DEFINE_float("top_p", None, "Keep the most probable codes up to this mass.")
+MIN_P = flags.DEFINE_float("min_p", None, "Keep codes of this fraction of the likeliest one's.")
+SEED = flags.DEFINE_integer("seed", 0, "Of all draws.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images drawn at a time.")
+STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; default the newest.")
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; write --flag=value")
+    labels = LABELS.value
+    if labels is not None and not all(label.isdigit() for label in labels):
+        raise app.UsageError(f"--labels={','.join(labels)} must be class numbers, as 0,8,9")
+    configure_logging()
+    drawn = sample_workdir(
+        CHECKPOINT.value,
+        OUT.value,
+        labels=None if labels is None else [int(label) for label in labels],
+        per_class=PER_CLASS.value,
+        num_images=NUM_IMAGES.value,
+        sampling={
+            "temperature": TEMPERATURE.value,
+            "top_k": TOP_K.value,
+            "top_p": TOP_P.value,
+            "min_p": MIN_P.value,
+            "guidance.scale": GUIDANCE.value,
+            "guidance.kind": KIND.value,
+            "guidance.power": POWER.value,
+            "guidance.start": START.value,
+            "guidance.stop": STOP.value,
+        },
+        seed=SEED.value,
+        batch_size=BATCH_SIZE.value,
+        step=STEP.value,
+        npz=NPZ.value,
+        strip=STRIP.value,
+        overwrite=OVERWRITE.value,
+    )
+    print(f"{len(drawn.images):,} images: {OUT.value}" + (f", {NPZ.value}" if NPZ.value else ""))
+
+
+if __name__ == "__main__":
+    app.run(main)
