@@ -269,7 +269,7 @@ def test_var_recipe(size):
     hold = warmup + int(0.049 * (steps - 1 - warmup))
     points = [optimizer.learning_rate(step) for step in (0, warmup, hold, steps - 1)]
     np.testing.assert_allclose(points, [rates[0], rates[1], rates[1], rates[2]], rtol=1e-6)
-    assert float(optimizer.learning_rate(hold + steps // 100)) < rates[1]
+    assert float(optimizer.learning_rate(hold + steps // 100)) < 0.995 * rates[1]
     np.testing.assert_allclose(optimizer.weight_decay(0), 0.05, rtol=1e-6)
     np.testing.assert_allclose(optimizer.weight_decay(steps - 1), decay, rtol=1e-6)
     drop_path = {"d16": 0.066667, "d20": 0.083333, "d24": 0.1, "d30": 0.125}[size]
