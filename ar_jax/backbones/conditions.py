@@ -9,6 +9,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ar_jax.api import Cond
 
@@ -60,7 +61,7 @@ class TextCondition(nn.Module, kw_only=True):
     features: int
     width: int
     init_std: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     fields = ("caption", "caption_mask", "dropped")
 

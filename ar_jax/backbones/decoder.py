@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ar_jax.api import Cache, Cond
 from ar_jax.backbones.conditions import ClassCondition, TextCondition
@@ -72,7 +73,7 @@ class Decoder(nn.Module, kw_only=True):
     modulation_init: float = 0.5
     remat: str = "none"
     scan: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def conditioner(self) -> ClassCondition | TextCondition:

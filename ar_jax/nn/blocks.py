@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from ar_jax.nn.attention import attend
 from ar_jax.nn.layers import MLP, RMSNorm, drop_path, layer_norm, unit
@@ -43,7 +44,7 @@ class Attention(nn.Module, kw_only=True):
     bias: str
     kernel_init: Initializer
     out_init: Initializer
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -127,7 +128,7 @@ class Block(nn.Module, kw_only=True):
     out_init_std: float
     gate_init: float
     modulation_init: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -223,7 +224,7 @@ class Modulation(nn.Module, kw_only=True):
 
     vectors: int
     kernel_init: Callable[..., Array]
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, condition: Array) -> Array:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from ar_jax.nn.attention import attend
 
@@ -21,7 +22,7 @@ def conv(
     features: int,
     *,
     name: str | None,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     size: int = 3,
     stride: int = 1,
     padding: str | tuple = "SAME",
@@ -48,7 +49,7 @@ class ResidualBlock(nn.Module, kw_only=True):
 
     features: int
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -65,7 +66,7 @@ class AttentionBlock(nn.Module, kw_only=True):
     """Single-head self-attention over all positions, 1x1 projections, residual."""
 
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -102,7 +103,7 @@ class Encoder(nn.Module, kw_only=True):
     middle: bool
     patch: int
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -146,7 +147,7 @@ class Decoder(nn.Module, kw_only=True):
     middle: bool
     patch: int
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 Array = jax.Array
 
@@ -72,7 +73,7 @@ class MLP(nn.Module, kw_only=True):
     bias: bool
     kernel_init: Initializer
     out_init: Initializer
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ar_jax.nn.conv import Decoder, Encoder, conv
 from ar_jax.schedules import Grid
@@ -40,7 +41,7 @@ class Autoencoder(nn.Module, kw_only=True):
     patch: int = 1
     groups: int = 32
     projection: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def downsample(self) -> int:

@@ -34,6 +34,9 @@ class Quantizer(Protocol):
     """The contract of the Linen modules below, which `Tokenizer` relies on."""
 
     codebook_size: int
+    l2_norm: bool
+    codebook_update: str
+    entropy: bool
 
     @property
     def grids(self) -> tuple[Grid, ...]:
