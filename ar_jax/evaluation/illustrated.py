@@ -32,7 +32,7 @@ CHECKED = 100  # samples whose nearest training images are looked for
 HELD_OUT = 1000  # real test images that are looked for beside them
 ROWS = 20  # classes in the grid of samples
 CURVES = (
-    r"(train|eval)/(loss|accuracy|psnr|usage|perplexity)(/scale_\d+)?",
+    r"(train|eval)/(loss|accuracy|psnr|usage|perplexity)(/(scale|quarter)_\d+)?",
     r"train/(learning_rate|grad_norm)",
 )
 
