@@ -59,7 +59,10 @@ def build_tokenizer(config: Config) -> Tokenizer:
     section = _plain(config["tokenizer"])
     quantizer = _choose(QUANTIZERS, section, "tokenizer")
     autoencoder = _call(
-        Autoencoder, section.pop("autoencoder"), "tokenizer.autoencoder", dtype=_dtype(config)
+        Autoencoder,
+        _required(section, "autoencoder", "tokenizer"),
+        "tokenizer.autoencoder",
+        dtype=_dtype(config),
     )
     grid = autoencoder.grid
     if quantizer is MultiScaleQuantizer:
@@ -113,7 +116,13 @@ def build_objective(config: Config) -> Objective:
     section = _plain(config["objective"])
     objective = _choose(OBJECTIVES, section, "objective")
     if objective is TokenizerObjective:
-        return _call(objective, section, "objective", tokenizer=build_tokenizer(config))
+        tokenizer = build_tokenizer(config)
+        if section.get("entropy") and not tokenizer.quantizer.entropy:
+            raise ValueError(
+                f"objective.entropy is {section['entropy']}, but tokenizer.entropy is False, so "
+                "that the term is not computed: set tokenizer.entropy=True"
+            )
+        return _call(objective, section, "objective", tokenizer=tokenizer)
     return _call(objective, section, "objective", system=build_system(config))
 
 
@@ -155,6 +164,13 @@ def _check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
         raise ValueError(
             "backbone.positions='learned' has no place for caption rows; use positions='rope' "
             "with condition='text'"
+        )
+    first = backbone.schedule.sizes[0]
+    if backbone.positions != "learned" and backbone.conditioner.rows < first:
+        raise ValueError(
+            f"backbone.positions is {backbone.positions!r}, but the first step predicts {first} "
+            f"codes at once and the condition has {backbone.conditioner.rows} rows to tell them "
+            "apart: use positions='learned', or a first scale of 1"
         )
 
 
@@ -220,12 +236,15 @@ def _dtype(config: Config) -> Any:
 
 def check_trained_tokenizer(config: ml_collections.ConfigDict, tokenizer: Config) -> None:
     """Raises if ``config.tokenizer`` differs from a trained tokenizer's section ``tokenizer``."""
-    ours, theirs = _plain(config["tokenizer"]), _plain(tokenizer)
-    for path, value in _flatten(ours).items():
-        other = _flatten(theirs).get(path)
+    trained = {"dtype": config["dtype"], "tokenizer": tokenizer}
+    if build_tokenizer(config) == build_tokenizer(trained):
+        return
+    ours, theirs = _flatten(_plain(config["tokenizer"])), _flatten(_plain(tokenizer))
+    for path in ours | theirs:
+        value, other = (repr(flat[path]) if path in flat else "unset" for flat in (ours, theirs))
         if value != other:
             raise ValueError(
-                f"tokenizer.{path} is {value!r}, but the trained tokenizer has {other!r}: "
+                f"tokenizer.{path} is {value}, but the trained tokenizer has {other}: "
                 f"set config.tokenizer.{path} to it, or point tokenizer_checkpoint elsewhere"
             )
 
