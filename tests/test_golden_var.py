@@ -235,7 +235,7 @@ def test_quantizer_loss_and_gradients(var):
         quantized = var.system.tokenizer.apply(
             {"params": params}, features, method=lambda m, f: m.quantizer.quantize(f)
         )
-        total = quantized.codebook_loss + beta * quantized.commitment_loss
+        total = (quantized.codebook_loss + beta * quantized.commitment_loss).mean()
         return total, quantized.features
 
     grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))

@@ -19,8 +19,9 @@ class Likelihood:
         system: the generator; its tokenizer is frozen.
         label_dropout: probability of training a sample on the null condition (for guidance).
         label_smoothing: e of the target (1 - e) one_hot + e / V; training only.
-        step_groups: the metrics report loss and accuracy for groups of steps: every scale of
-            next-scale schedules, quarters of the sequence of raster ones.
+
+    The metrics report loss and accuracy for groups of steps too: every scale of next-scale
+    schedules, quarters of the sequence of raster ones.
     """
 
     system: System

@@ -81,11 +81,13 @@ class TokenizerObjective:
         error = reconstruction - images
         l1 = weighted_mean(jnp.abs(error), mask)
         l2 = weighted_mean(jnp.square(error), mask)
+        codebook_loss = weighted_mean(quantized.codebook_loss, mask)
+        commitment_loss = weighted_mean(quantized.commitment_loss, mask)
         loss = (
             self.l1 * l1
             + self.l2 * l2
-            + self.codebook * quantized.codebook_loss
-            + self.commitment * quantized.commitment_loss
+            + self.codebook * codebook_loss
+            + self.commitment * commitment_loss
             + self.entropy * quantized.entropy_loss
         )
         clipped = jnp.clip(reconstruction, -1.0, 1.0) - images
@@ -94,8 +96,8 @@ class TokenizerObjective:
             "l1": l1,
             "l2": l2,
             "psnr": weighted_mean(-10 * jnp.log10(jnp.maximum(mse, 1e-10)), mask),
-            "codebook_loss": quantized.codebook_loss,
-            "commitment_loss": quantized.commitment_loss,
+            "codebook_loss": codebook_loss,
+            "commitment_loss": commitment_loss,
         }
         if self.entropy:
             metrics["entropy_loss"] = quantized.entropy_loss
@@ -121,7 +123,7 @@ class TokenizerObjective:
             dead = stats["histogram"].mean(0) * codebook.shape[0] < self.restart_below  # [V]
             codebook = jnp.where(dead[:, None], last["candidates"], codebook)
             # A restarted code gets the time to prove itself.
-            fresh = jnp.where(dead, 1.0 / codebook.shape[0], stats["histogram"])
+            fresh = jnp.where(dead[None], 1.0 / codebook.shape[0], stats["histogram"])
             stats["histogram"] = fresh
             if self._ema:
                 stats["ema_counts"] = jnp.where(dead, 1.0, stats["ema_counts"])

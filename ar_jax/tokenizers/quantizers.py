@@ -25,8 +25,8 @@ class Quantized:
     features: Array  # float32 [B, h, w, C], the codes' value with the encoder's gradient
     codes: Array  # int32 [B, L]
     vectors: Array  # float32 [B, L, C], what was assigned to the codes
-    codebook_loss: Array  # scalar, pulls the codes towards the features
-    commitment_loss: Array  # scalar, pulls the features towards the codes
+    codebook_loss: Array  # float32 [B], pulls the codes towards the features
+    commitment_loss: Array  # float32 [B], pulls the features towards the codes
     entropy_loss: Array  # scalar, see `ar_jax.nn.quantize.entropy_loss`
 
 
@@ -103,7 +103,7 @@ class VectorQuantizer(nn.Module, kw_only=True):
         return jax.lax.stop_gradient(codebook) if self.codebook_update == "ema" else codebook
 
     def quantize(self, features: Array) -> Quantized:
-        """See the contract; both losses are means over all elements."""
+        """See the contract; both losses are means over the elements of an image."""
         z = normalise(features, self.l2_norm)
         flat = z.reshape(-1, self.code_width)
         table = self.table()
@@ -114,8 +114,8 @@ class VectorQuantizer(nn.Module, kw_only=True):
             features=straight_through(z, chosen),
             codes=codes.reshape(len(z), -1),
             vectors=z.reshape(len(z), -1, self.code_width),
-            codebook_loss=jnp.square(chosen - sg(z)).mean(),
-            commitment_loss=jnp.square(sg(chosen) - z).mean(),
+            codebook_loss=jnp.square(chosen - sg(z)).mean((1, 2, 3)),
+            commitment_loss=jnp.square(sg(chosen) - z).mean((1, 2, 3)),
             entropy_loss=entropy_loss(flat, table) if self.entropy else jnp.zeros(()),
         )
 
@@ -211,7 +211,8 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
                 phi(features)
         f_hat = jnp.zeros_like(features)
         codes, vectors = [], []
-        codebook_loss = commitment_loss = entropy = jnp.zeros(())
+        codebook_loss = commitment_loss = jnp.zeros((len(features),))
+        entropy = jnp.zeros(())
         for scale, grid in enumerate(self.grids):
             z = shrink(sg(features - f_hat), grid).reshape(len(features), -1, self.code_width)
             flat = normalise(z.reshape(-1, self.code_width), self.l2_norm)
@@ -223,8 +224,8 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
             codes.append(index.reshape(len(features), -1))
             vectors.append(z)
             f_hat = f_hat + self.refine(codes[-1], scale)
-            codebook_loss += jnp.square(f_hat - sg(features)).mean()
-            commitment_loss += jnp.square(sg(f_hat) - features).mean()
+            codebook_loss += jnp.square(f_hat - sg(features)).mean((1, 2, 3))
+            commitment_loss += jnp.square(sg(f_hat) - features).mean((1, 2, 3))
         count = len(self.grids)
         return Quantized(
             features=straight_through(features, f_hat),
