@@ -1,0 +1,201 @@
+"""Bad configs: an error when the system is built, with the field, its value and what is right."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import ml_collections
+import pytest
+
+from ar_jax.api import System
+from ar_jax.build import (
+    build_objective,
+    build_sampling,
+    build_schedule,
+    build_system,
+    check_trained_tokenizer,
+)
+from ar_jax.objectives.likelihood import Likelihood
+from ar_jax.objectives.tokenizer import TokenizerObjective
+from tests.toy_systems import toy_config
+
+
+def changed(name: str, path: str, value: Any) -> dict[str, Any]:
+    """The config with one field set (or, for value `KeyError`, deleted)."""
+    config = copy.deepcopy(toy_config(name))
+    config["sampling"] = dict(temperature=1.0, guidance=dict(scale=1.0))
+    *folders, field = path.split(".")
+    section = config
+    for folder in folders:
+        section = section[folder]
+    if value is KeyError:
+        del section[field]
+    else:
+        section[field] = value
+    return config
+
+
+def build_all(config: Any) -> None:
+    build_objective(config)
+    build_sampling(config)
+
+
+@pytest.mark.parametrize("name", ["next_scale", "raster"])
+def test_sound_configs_build(name):
+    config = ml_collections.ConfigDict(changed(name, "sampling.temperature", 0.5))
+    objective = build_objective(config)
+    assert isinstance(objective, Likelihood)
+    assert isinstance(objective.system, System)
+    assert build_schedule(config) == objective.system.schedule
+    hash(objective.system)  # a static argument of jitted code
+    config.objective = dict(name="tokenizer")
+    assert isinstance(build_objective(config), TokenizerObjective)
+    knobs, guidance = build_sampling(config)
+    assert (knobs.temperature, guidance.scale) == (0.5, 1.0)
+
+
+# (system, field, value, words of the message)
+CASES: list[tuple[str, str, Any, list[str]]] = [
+    # A misspelt key in every section: the key, its value, and the keys there are.
+    ("raster", "tokenizer.codebok_size", 8, ["tokenizer.codebok_size", "8", "'codebook_size'"]),
+    (
+        "raster",
+        "tokenizer.autoencoder.chanels",
+        4,
+        ["tokenizer.autoencoder.chanels", "4", "'channels'"],
+    ),
+    ("next_scale", "tokenizer.phi", 2, ["tokenizer.phi", "2", "'phis'"]),
+    ("raster", "schedule.grids", 4, ["schedule.grids", "4", "'grid'"]),
+    ("next_scale", "schedule.scale", (1,), ["schedule.scale", "(1,)", "'scales'"]),
+    ("raster", "backbone.with", 16, ["backbone.with", "16", "'width'"]),
+    ("raster", "head.vocab", 8, ["head.vocab", "8", "'vocab_size'"]),
+    ("raster", "objective.label_drop", 0.1, ["objective.label_drop", "0.1", "'label_dropout'"]),
+    ("raster", "sampling.topk", 5, ["sampling.topk", "5", "'top_k'"]),
+    (
+        "raster",
+        "sampling.guidance.weight",
+        2.0,
+        ["sampling.guidance.weight", "2.0", "'scale'"],
+    ),
+    # Fields that a config may not set, because something else decides them.
+    ("raster", "tokenizer.grid", (4, 4), ["tokenizer.grid", "(4, 4)"]),
+    ("raster", "backbone.parent", None, ["backbone.parent"]),
+    # A missing one.
+    ("raster", "backbone.width", KeyError, ["backbone.width", "missing"]),
+    ("next_scale", "tokenizer.scales", KeyError, ["tokenizer.scales", "missing"]),
+    ("raster", "schedule.grid", KeyError, ["schedule.grid", "missing"]),
+    ("raster", "tokenizer.autoencoder.latent", KeyError, ["autoencoder.latent", "missing"]),
+    ("raster", "tokenizer.autoencoder", KeyError, ["tokenizer.autoencoder", "missing"]),
+    # Wrong choices.
+    ("raster", "tokenizer.name", "vqgan", ["tokenizer.name", "'vqgan'", "'vq'", "multiscale_vq"]),
+    ("raster", "schedule.name", "snake", ["schedule.name", "'snake'", "'raster'"]),
+    ("raster", "backbone.name", "encoder", ["backbone.name", "'encoder'", "'decoder'"]),
+    ("raster", "head.name", "gmm", ["head.name", "'gmm'", "'categorical'"]),
+    ("raster", "objective.name", "mle", ["objective.name", "'mle'", "'likelihood'"]),
+    ("raster", "objective.name", KeyError, ["objective.name", "None", "'likelihood'"]),
+    ("raster", "dtype", "float16", ["dtype", "'float16'", "'bfloat16'"]),
+    ("raster", "backbone.norm", "batchnorm", ["backbone.norm", "'batchnorm'", "'rmsnorm'"]),
+    ("raster", "backbone.positions", "sine", ["backbone.positions", "'sine'", "'rope'"]),
+    ("raster", "backbone.activation", "swish", ["backbone.activation", "'swish'", "'silu'"]),
+    ("raster", "backbone.remat", "all", ["backbone.remat", "'all'", "'block'"]),
+    ("raster", "backbone.modulation", "film", ["backbone.modulation", "'film'", "'shared'"]),
+    ("raster", "backbone.condition", "image", ["backbone.condition", "'image'", "'class'"]),
+    (
+        "raster",
+        "tokenizer.codebook_update",
+        "kmeans",
+        ["tokenizer.codebook_update", "'kmeans'", "'ema'"],
+    ),
+    ("raster", "sampling.guidance.kind", "cos", ["guidance.kind", "'cos'", "'power_cosine'"]),
+    ("raster", "sampling.temperature", -1.0, ["sampling.temperature", "-1.0", ">= 0"]),
+    # Sizes that do not fit each other.
+    (
+        "next_scale",
+        "tokenizer.scales",
+        (1, 2, 3),
+        ["tokenizer.scales", "(3, 3)", "image_size 8", "(4, 4)"],
+    ),
+    ("next_scale", "tokenizer.scales", 4, ["scales", "4", "list"]),
+    ("next_scale", "tokenizer.scales", (1, 0, 4), ["scales", "0", "positive"]),
+    (
+        "next_scale",
+        "schedule.scales",
+        (1, 4),
+        ["schedule", "((1, 1), (4, 4))", "((1, 1), (2, 2), (4, 4))"],
+    ),
+    ("raster", "schedule.grid", 5, ["schedule", "((5, 5),)", "((4, 4),)"]),
+    (
+        "next_scale",
+        "schedule",
+        dict(name="raster", grid=4),
+        ["schedule", "((4, 4),)", "((1, 1), (2, 2), (4, 4))"],
+    ),
+    ("raster", "backbone.vocab_size", 9, ["backbone.vocab_size", "9", "codebook_size", "8"]),
+    ("raster", "head.vocab_size", 7, ["head.vocab_size", "7", "codebook_size", "8"]),
+    ("next_scale", "head.vocab_size", 16, ["head.vocab_size", "16", "codebook_size", "8"]),
+    ("next_scale", "backbone.feature_width", 5, ["backbone.feature_width", "5", "code_width", "4"]),
+    ("next_scale", "backbone.context", "codes", ["backbone.context", "'codes'", "'features'"]),
+    ("raster", "backbone.context", "features", ["backbone.context", "'features'", "'codes'"]),
+    ("raster", "backbone.heads", 3, ["backbone.width", "16", "backbone.heads", "3"]),
+    ("raster", "backbone.num_classes", 0, ["backbone.num_classes", "0", "positive"]),
+    (
+        "raster",
+        "tokenizer.autoencoder.image_size",
+        9,
+        ["tokenizer.autoencoder.image_size", "9", "multiple", "2"],
+    ),
+    (
+        "raster",
+        "objective",
+        dict(name="tokenizer", entropy=0.1),
+        ["objective.entropy", "0.1", "tokenizer.entropy=True"],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "words"), CASES, ids=[f"{c[1]}={c[2]}"[:50] for c in CASES]
+)
+def test_errors(name, path, value, words):
+    with pytest.raises(ValueError) as error:
+        build_all(changed(name, path, value))
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            dict(backbone=dict(condition="text", caption_length=3, caption_features=2)),
+            ["positions", "caption", "'rope'"],
+        ),
+        (
+            dict(
+                tokenizer=dict(scales=(2, 4)),
+                schedule=dict(scales=(2, 4)),
+                backbone=dict(positions="rope"),
+            ),
+            ["backbone.positions", "'rope'", "4 codes", "'learned'"],
+        ),
+    ],
+)
+def test_positions_that_cannot_tell_rows_apart(changes, words):
+    with pytest.raises(ValueError) as error:
+        build_system(toy_config("next_scale", **changes))
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+def test_a_trained_tokenizer_must_be_the_configured_one():
+    config = ml_collections.ConfigDict(toy_config("next_scale"))
+    check_trained_tokenizer(config, toy_config("next_scale")["tokenizer"])
+    other = toy_config("next_scale", autoencoder=dict(channels=6))["tokenizer"]
+    with pytest.raises(ValueError, match="tokenizer.autoencoder.channels is 4.*has 6"):
+        check_trained_tokenizer(config, other)
+    more = toy_config("next_scale", tokenizer=dict(phis=1))["tokenizer"]
+    with pytest.raises(ValueError, match="tokenizer.phis"):
+        check_trained_tokenizer(config, more)
+    # What is left out has its default: the same tokenizer.
+    check_trained_tokenizer(config, toy_config("next_scale", tokenizer=dict(phis=4))["tokenizer"])

@@ -1,0 +1,384 @@
+"""What training minimises: values, masks, randomness, and the upkeep of codebooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ar_jax.build import build_objective
+from ar_jax.objectives.likelihood import Likelihood
+from ar_jax.objectives.tokenizer import TokenizerObjective
+from ar_jax.tokenizers.tokenizer import to_float
+from tests.modules import apply
+from tests.quick_compilation import quick_compilation  # noqa: F401
+from tests.stepwise import teacher_forced
+from tests.toy_systems import toy_codes, toy_config, toy_labels, toy_params, toy_system
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+BATCH = 16
+KEY = jax.random.key(5)
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "train"))
+def loss_of(objective, params, stats, frozen, batch, key=KEY, train=False) -> Any:
+    return objective.loss(params, stats, frozen, batch, key, train)
+
+
+@functools.partial(jax.jit, static_argnames="objective")
+def gradient_of(objective, params, stats, frozen, batch, key=KEY) -> Any:
+    def loss(params: Any) -> Any:
+        return objective.loss(params, stats, frozen, batch, key, True)
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
+def sharded(tree: Any) -> Any:
+    """Rows over eight devices."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("data")))
+
+
+def replicated(tree: Any) -> Any:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def close(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+# Likelihood ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    objective: Likelihood
+    params: Any
+    frozen: Any
+    batch: Any
+
+    def loss(self, train: bool = False, key: jax.Array = KEY, **fields: Any) -> Any:
+        objective = dataclasses.replace(self.objective, **fields)
+        return loss_of(objective, self.params, {}, self.frozen, self.batch, key, train)
+
+
+@pytest.fixture(scope="module", params=["next_scale", "raster"])
+def generator(request) -> Generator:
+    system, params = toy_system(request.param)
+    batch = toy_labels(BATCH) | {"codes": toy_codes(system, BATCH)}
+    frozen = {"tokenizer": params.pop("tokenizer")}
+    return Generator(Likelihood(system=system), params, frozen, batch)
+
+
+def log_probabilities(generator: Generator, cond: Any = None) -> np.ndarray:
+    """Teacher-forced log p [B, L, V] in float64."""
+    params = generator.params | generator.frozen
+    cond = {"label": generator.batch["label"]} if cond is None else cond
+    system, codes = generator.objective.system, generator.batch["codes"]
+    logits = np.asarray(jax.jit(teacher_forced, static_argnums=0)(system, params, cond, codes))
+    logits = logits.astype(np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def picked(log_p: np.ndarray, codes: Any) -> np.ndarray:
+    return np.take_along_axis(log_p, np.asarray(codes)[..., None], -1)[..., 0]
+
+
+def test_likelihood_and_its_metrics(generator):
+    log_p, codes = log_probabilities(generator), np.asarray(generator.batch["codes"])
+    nll = -picked(log_p, codes)
+    correct = log_p.argmax(-1) == codes
+    loss, aux = generator.loss()
+    close(loss, nll.mean())
+    close(aux.metrics["nll"], nll.mean())
+    close(aux.metrics["accuracy"], correct.mean())
+    schedule = generator.objective.system.schedule
+    if len(schedule.grids) > 1:
+        groups = {f"scale_{k:02d}": schedule.step_id == k for k in range(3)}
+    else:
+        quarter = np.arange(16) // 4
+        groups = {f"quarter_{k}": quarter == k for k in range(4)}
+    assert len(aux.metrics) == 2 * len(groups) + 2
+    for name, rows in groups.items():
+        close(aux.metrics[f"nll/{name}"], nll[:, rows].mean())
+        close(aux.metrics[f"accuracy/{name}"], correct[:, rows].mean())
+
+
+def test_label_smoothing_is_for_training(generator):
+    log_p = log_probabilities(generator)
+    nll = -picked(log_p, generator.batch["codes"]).mean()
+    smoothed = 0.8 * nll + 0.2 * -log_p.mean(-1).mean()
+    fields = dict(label_smoothing=0.2, label_dropout=0.0)
+    loss, aux = generator.loss(train=True, **fields)
+    close(loss, smoothed)
+    close(aux.metrics["nll"], nll)
+    close(generator.loss(train=False, **fields)[0], nll)
+
+
+def test_label_dropout_trains_the_null_condition(generator):
+    conditioner = generator.objective.system.backbone.conditioner
+    cond = {"label": generator.batch["label"]}
+    codes = generator.batch["codes"]
+    given = picked(log_probabilities(generator), codes).mean(1)
+    null = picked(log_probabilities(generator, conditioner.null(cond)), codes).mean(1)
+    close(generator.loss(train=True, label_dropout=1.0)[0], -null.mean())
+    close(generator.loss(train=True, label_dropout=0.0)[0], -given.mean())
+    close(generator.loss(train=False, label_dropout=1.0)[0], -given.mean())
+    drop = jax.random.bernoulli(jax.random.split(KEY, 3)[0], 0.4, (BATCH,))
+    assert 0 < int(drop.sum()) < BATCH
+    mixed = np.where(drop, null, given)
+    close(generator.loss(train=True, label_dropout=0.4)[0], -mixed.mean())
+    other = generator.loss(train=True, label_dropout=0.4, key=jax.random.key(6))[0]
+    assert abs(float(other) + mixed.mean()) > 1e-4
+
+
+def test_null_labels():
+    system, _ = toy_system("raster")
+    conditioner = system.backbone.conditioner
+    labels = toy_labels(5)
+    np.testing.assert_array_equal(conditioner.null(labels)["label"], [3] * 5)
+    drop = jnp.array([True, False, True, False, False])
+    np.testing.assert_array_equal(conditioner.null(labels, drop)["label"], [3, 1, 3, 0, 1])
+    assert jax.tree.map(jnp.shape, conditioner.empty(5)) == {"label": (5,)}
+
+
+def test_padding_rows_do_not_count(generator):
+    rows = jax.tree.map(lambda a: a[:5], generator.batch)
+    expected = loss_of(generator.objective, generator.params, {}, generator.frozen, rows)
+    mask = (jnp.arange(BATCH) < 5).astype(jnp.float32)
+    padded = dataclasses.replace(generator, batch=generator.batch | {"mask": mask})
+    close(padded.loss(), expected)
+
+
+def test_images_are_encoded_by_the_frozen_tokenizer(generator):
+    system = generator.objective.system
+    shape = (4, *system.tokenizer.image_shape)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape), jnp.uint8)
+    codes = apply(
+        system.tokenizer, generator.frozen["tokenizer"], to_float(images), method="encode"
+    )
+    labels = toy_labels(4)
+    run = functools.partial(loss_of, generator.objective, generator.params, {}, generator.frozen)
+    close(run(labels | {"image": images}), run(labels | {"codes": codes}))
+
+
+def test_likelihood_on_one_and_on_eight_devices(generator):
+    objective = dataclasses.replace(generator.objective, label_dropout=0.3)
+    one = gradient_of(objective, generator.params, {}, generator.frozen, generator.batch)
+    eight = gradient_of(
+        objective,
+        replicated(generator.params),
+        {},
+        replicated(generator.frozen),
+        sharded(generator.batch),
+    )
+    close(one[1].metrics, eight[1].metrics)
+    close(one[0], eight[0], rtol=1e-4, atol=1e-5)
+
+
+# Tokenizers ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerRun:
+    objective: TokenizerObjective
+    params: Any
+    batch: Any
+
+    @functools.cached_property
+    def stats(self) -> Any:
+        return self.objective.init_stats(self.params)
+
+
+def tokenizer_run(name: str, tokenizer: dict[str, Any] | None = None, **fields: Any):
+    config = toy_config(name, vocab_size=12, tokenizer=tokenizer or {})
+    params = toy_params(build_objective(config).system)["tokenizer"]  # type: ignore[attr-defined]
+    objective = build_objective(config | {"objective": dict(name="tokenizer", **fields)})
+    shape = (BATCH, *objective.tokenizer.image_shape)  # type: ignore[attr-defined]
+    images = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
+    return TokenizerRun(objective, params, {"image": jnp.asarray(images)})  # type: ignore[arg-type]
+
+
+NAMES = ("next_scale", "raster")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tokenizer_loss_is_the_weighted_sum(name):
+    weights = dict(l1=0.3, l2=0.7, codebook=1.1, commitment=0.2, entropy=0.05)
+    run = tokenizer_run(name, dict(entropy=True), **weights)
+    loss, aux = loss_of(run.objective, run.params, run.stats, {}, run.batch)
+    images = to_float(run.batch["image"])
+    reconstruction, quantized = apply(run.objective.tokenizer, run.params, images)
+    error = np.asarray(reconstruction - images, np.float64)
+    terms = dict(
+        l1=np.abs(error).mean(),
+        l2=np.square(error).mean(),
+        codebook=float(quantized.codebook_loss.mean()),
+        commitment=float(quantized.commitment_loss.mean()),
+        entropy=float(quantized.entropy_loss),
+    )
+    close(loss, sum(weights[term] * terms[term] for term in terms))
+    names = dict(l1="l1", l2="l2", codebook="codebook_loss", commitment="commitment_loss")
+    for term, metric in (names | dict(entropy="entropy_loss")).items():
+        assert abs(terms[term]) > 1e-3
+        close(aux.metrics[metric], terms[term])
+    clipped = np.clip(reconstruction, -1, 1) - np.asarray(images)
+    psnr = -10 * np.log10(np.square(clipped / 2).mean((1, 2, 3)))
+    close(aux.metrics["psnr"], psnr.mean(), rtol=1e-4)
+    assert not aux.sums
+    scales = len(run.objective.tokenizer.grids)
+    shown = [name for name in aux.metrics if name.startswith("usage")]
+    assert len(shown) == (1 + scales if scales > 1 else 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tokenizer_padding_rows_do_not_count(name):
+    run = tokenizer_run(name)
+    rows = {"image": run.batch["image"][:5]}
+    expected = loss_of(run.objective, run.params, run.stats, {}, rows)
+    mask = (jnp.arange(BATCH) < 5).astype(jnp.float32)
+    padded = loss_of(run.objective, run.params, run.stats, {}, run.batch | {"mask": mask})
+    close(padded, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sums_add_up_over_microbatches(name):
+    run = tokenizer_run(name, dict(codebook_update="ema"))
+    step = functools.partial(loss_of, run.objective, run.params, run.stats, {}, train=True)
+    _, whole = step(run.batch)
+    halves = [step({"image": run.batch["image"][i::2]})[1] for i in range(2)]
+    close(jax.tree.map(jnp.add, halves[0].sums, halves[1].sums), whole.sums, atol=1e-5)
+    close(sum(h.metrics["l2"] for h in halves) / 2, whole.metrics["l2"])
+    codes = apply(
+        run.objective.tokenizer, run.params, to_float(run.batch["image"]), method="encode"
+    )
+    step_id = np.asarray(run.objective._step_id)
+    counts = np.stack(
+        [np.bincount(np.ravel(codes[:, step_id == k]), minlength=12) for k in set(step_id)]
+    )
+    np.testing.assert_array_equal(whole.sums["counts"], counts)
+
+
+@pytest.mark.parametrize("l2_norm", [False, True])
+def test_ema_codebook_equals_numpy(l2_norm):
+    run = tokenizer_run(
+        "raster", dict(codebook_update="ema", l2_norm=l2_norm), ema_decay=0.8, usage_decay=0.6
+    )
+    params, stats = run.params, run.stats
+    codebook = np.asarray(params["quantizer"]["codebook"], np.float64)
+    counts, sums = np.ones(12), codebook.copy()
+    histogram = np.full((1, 12), 1 / 12)
+    for step in range(3):
+        batch = {"image": run.batch["image"][4 * step : 4 * step + 4]}
+        gradient, aux = gradient_of(run.objective, params, stats, {}, batch)
+        assert not np.any(gradient["quantizer"]["codebook"])
+        z = apply(
+            run.objective.tokenizer,
+            params,
+            to_float(batch["image"]),
+            method=lambda m, x: m.autoencoder.encode(x),
+        )
+        z = np.asarray(z, np.float64).reshape(-1, 4)
+        if l2_norm:
+            z /= np.linalg.norm(z, axis=-1, keepdims=True)
+            codebook /= np.linalg.norm(codebook, axis=-1, keepdims=True)
+        codes = np.square(z[:, None] - codebook[None]).sum(-1).argmin(1)
+        hits = np.bincount(codes, minlength=12)
+        assigned = np.stack([z[codes == code].sum(0) for code in range(12)])
+        counts, sums = 0.8 * counts + 0.2 * hits, 0.8 * sums + 0.2 * assigned
+        histogram = 0.6 * histogram + 0.4 * hits / hits.sum()
+        codebook = sums / counts[:, None]
+        if l2_norm:
+            codebook /= np.linalg.norm(codebook, axis=-1, keepdims=True)
+        params, stats = run.objective.finish(params, stats, aux.sums, aux.last, KEY)
+        close(params["quantizer"]["codebook"], codebook, rtol=1e-4, atol=1e-5)
+        close(stats, dict(histogram=histogram, ema_counts=counts, ema_sums=sums), rtol=1e-4)
+
+
+def test_usage_and_perplexity_of_the_histogram():
+    run = tokenizer_run("next_scale")
+    histogram = np.zeros((3, 12), np.float32)
+    histogram[0, 3] = 1.0
+    histogram[1, :4] = 0.25
+    histogram[2, :] = 1 / 12
+    _, aux = loss_of(
+        run.objective, run.params, {"histogram": jnp.asarray(histogram)}, {}, run.batch
+    )
+    for scale, (usage, perplexity) in enumerate([(1 / 12, 1), (4 / 12, 4), (1, 12)]):
+        close(aux.metrics[f"usage/scale_{scale:02d}"], usage)
+        close(aux.metrics[f"perplexity/scale_{scale:02d}"], perplexity, rtol=1e-4)
+    mean = histogram.mean(0).astype(np.float64)
+    close(aux.metrics["usage"], 1.0)
+    close(aux.metrics["perplexity"], math.exp(-(mean * np.log(mean)).sum()), rtol=1e-4)
+
+
+def rare_codes(run: TokenizerRun) -> Any:
+    """The run's parameters with three codes no feature is near, and statistics that know it."""
+    codebook = run.params["quantizer"]["codebook"].at[jnp.array([2, 5, 7])].set(100.0)
+    params = run.params | {"quantizer": run.params["quantizer"] | {"codebook": codebook}}
+    histogram = run.stats["histogram"].at[:, jnp.array([2, 5, 7])].set(1e-6)
+    return params, run.stats | {"histogram": histogram}
+
+
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+@pytest.mark.parametrize("name", NAMES)
+def test_dead_codes_restart_as_vectors_of_the_batch(name, update):
+    run = tokenizer_run(name, dict(codebook_update=update), restart_below=0.02)
+    params, stats = rare_codes(run)
+    _, aux = loss_of(run.objective, params, stats, {}, run.batch, KEY, True)
+    after, later = run.objective.finish(params, stats, aux.sums, aux.last, KEY)
+    dead = np.isin(np.arange(12), [2, 5, 7])
+    codebook = np.asarray(after["quantizer"]["codebook"])
+    _, quantized = apply(run.objective.tokenizer, params, to_float(run.batch["image"]))
+    pool = np.asarray(quantized.vectors).reshape(-1, 4)
+
+    def distance(rows: Any) -> np.ndarray:
+        return np.abs(np.asarray(rows)[:, None] - pool[None]).max(-1).min(1)
+
+    assert (distance(codebook[dead]) < 1e-6).all()
+    assert len(np.unique(codebook[dead], axis=0)) == 3
+    never = dataclasses.replace(run.objective, restart_below=0.0)
+    kept, plain = never.finish(params, stats, aux.sums, aux.last, KEY)
+    kept = np.asarray(kept["quantizer"]["codebook"])
+    close(codebook[~dead], kept[~dead])
+    assert (distance(kept[dead]) > 1e-3).all()
+    close(later["histogram"][:, ~dead], plain["histogram"][:, ~dead])
+    close(later["histogram"][:, dead], np.full((len(stats["histogram"]), 3), 1 / 12))
+    if update == "ema":
+        close(later["ema_sums"][dead], codebook[dead])
+        close(later["ema_counts"][dead], np.ones(3))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_codebooks_on_one_and_on_eight_devices(name):
+    """Three steps of gradient, EMA codebook and restarts."""
+    run = tokenizer_run(name, dict(codebook_update="ema"), restart_below=0.5, ema_decay=0.5)
+
+    @jax.jit
+    def step(params: Any, stats: Any, batch: Any, key: jax.Array) -> Any:
+        gradient, aux = gradient_of(run.objective, params, stats, {}, batch, key)
+        params = jax.tree.map(lambda p, g: p - 0.01 * g, params, gradient)
+        return *run.objective.finish(params, stats, aux.sums, aux.last, key), aux.metrics
+
+    one = (run.params, run.stats)
+    eight = (replicated(run.params), replicated(run.stats))
+    restarted = 0
+    for index in range(3):
+        key = jax.random.fold_in(KEY, index)
+        before = one[0]["quantizer"]["codebook"]
+        *one, metrics = step(*one, run.batch, key)
+        *eight, eight_metrics = step(*eight, sharded(run.batch), key)
+        close(metrics, eight_metrics, rtol=1e-4, atol=1e-5)
+        close(one, eight, rtol=1e-4, atol=1e-5)
+        moved = np.abs(one[0]["quantizer"]["codebook"] - before).max(-1)
+        restarted += int((moved > 0.3).sum())
+    assert restarted > 0
