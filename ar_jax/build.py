@@ -50,8 +50,8 @@ CHOICES = {
 }
 
 
-def build_tokenizer(config: Config) -> Tokenizer:
-    """The tokenizer of ``config.tokenizer``.
+def build_tokenizer(config: Config, dtype: Any = None) -> Tokenizer:
+    """The tokenizer of ``config.tokenizer``, computing in ``dtype`` (default ``config.dtype``).
 
     Raises:
         ValueError: for an unknown or inconsistent field, with its name and value.
@@ -89,8 +89,12 @@ def build_schedule(config: Config) -> Schedule:
 
 
 def build_system(config: Config) -> System:
-    """The generator that ``config`` describes, its parts checked against each other."""
-    tokenizer, schedule = build_tokenizer(config), build_schedule(config)
+    """The generator that ``config`` describes, its parts checked against each other.
+
+    Its tokenizer is frozen and computes in float32 whatever ``config.dtype`` is, as the official
+    code does: the codes of an image must not depend on the generator's precision.
+    """
+    tokenizer, schedule = build_tokenizer(config, jnp.float32), build_schedule(config)
     if schedule.grids != tokenizer.grids:
         raise ValueError(
             f"schedule covers the grids {schedule.grids}, but the tokenizer's codes lie on "

@@ -58,7 +58,9 @@ def run_demo(
         print(f"\n[{minutes}:{seconds:02d}] {what}", flush=True)
 
     announce(f"1/5 training the tokenizer in {tokenizer}")
-    train_and_evaluate(load_config(SYSTEMS[system], mode), tokenizer)
+    if not train_and_evaluate(load_config(SYSTEMS[system], mode), tokenizer).finished:
+        announce("stopped: the same command goes on from here")
+        return
     announce(f"2/5 evaluating the tokenizer, report in {tokenizer / 'evaluation'}")
     evaluate_workdir(tokenizer, overwrite=True)
     announce(f"3/5 encoding all images once, in {codes}")
@@ -67,7 +69,9 @@ def run_demo(
     config = load_config(system, mode)
     config.tokenizer_checkpoint = str(tokenizer)
     config.data.source = f"codes:{codes}"
-    train_and_evaluate(config, generator)
+    if not train_and_evaluate(config, generator).finished:
+        announce("stopped: the same command goes on from here")
+        return
     announce(f"5/5 drawing and evaluating {num_images} samples")
     evaluate_workdir(generator, workdir, num_images=num_images, overwrite=True)
     announce(f"done: read {workdir / 'report.md'} and look at the pictures in {workdir}")

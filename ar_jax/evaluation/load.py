@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from ar_jax.api import Objective, Params, System
-from ar_jax.build import build_objective, trains_tokenizer
+from ar_jax.build import build_objective, build_tokenizer, trains_tokenizer
 from ar_jax.data import CodesSource, open_source
 from ar_jax.io.checkpoint import list_steps, load_params, load_system_params
 from ar_jax.io.run_info import read_config
@@ -30,7 +31,7 @@ def load_tokenizer(
         step: None for the newest checkpoint.
 
     Returns:
-        (configuration, module, parameters as a dict tree of float32 arrays).
+        (configuration, module computing in float32, parameters as a dict tree of float32 arrays).
 
     Raises:
         ValueError: no such run or checkpoint, a generator's workdir, parameters of another shape.
@@ -44,7 +45,7 @@ def load_tokenizer(
         )
     params = load_params(workdir, which, step)
     _check_shapes(params, jax.eval_shape(objective.init, jax.random.key(0)), workdir)
-    return config, objective.tokenizer, params
+    return config, build_tokenizer(config, jnp.float32), params
 
 
 def load_system(

@@ -143,6 +143,8 @@ class Block(nn.Module, kw_only=True):
         visible: int | None,
         train: bool,
     ) -> tuple[Array, tuple[Array, Array] | None]:
+        # Without it the compiler follows the weights' sharding and splits the width, not the batch.
+        x = nn.with_logical_constraint(x, ("batch", None, None))
         init = nn.initializers.normal(self.init_std)
         out_init = nn.initializers.normal(self.out_init_std)
         modulation = self._modulation(condition, x.shape[-1])  # six of [B, 1, D], or None

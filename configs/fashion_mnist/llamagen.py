@@ -99,7 +99,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.backbone.update(
             width=128, depth=4, heads=4, mlp_hidden=344, residual_dropout=0.0, mlp_dropout=0.0
         )
-        config.train.update(steps=700, eval_every=350, preview_every=350, checkpoint_every=350)
+        config.sampling.update(top_p=0.95)
+        config.sampling.guidance.scale = 4.0
+        config.train.update(
+            steps=1_500, batch_size=32, eval_every=500, preview_every=500, checkpoint_every=500
+        )
         config.ema.decay = 0.99
     elif arg == "smoke":
         config.tokenizer.autoencoder.update(channels=16, encoder_blocks=1, decoder_blocks=1)

@@ -101,7 +101,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     if arg == "demo":
         config.backbone.update(width=128, depth=4, heads=4, drop_path=0.0)
-        config.train.update(steps=700, eval_every=350, preview_every=350, checkpoint_every=350)
+        config.train.update(
+            steps=1_000, batch_size=32, eval_every=500, preview_every=500, checkpoint_every=500
+        )
         config.ema.decay = 0.99
     elif arg == "smoke":
         config.tokenizer.autoencoder.update(channels=16, encoder_blocks=1, decoder_blocks=1)

@@ -25,8 +25,8 @@ Recipe: autoregressive/train/train_c2i.py of github.com/FoundationVision/LlamaGe
     - The official run reads codes of ten fixed crops of each image, made beforehand in float32: the
       corners and the centre of a centre crop of 281 pixels, plain and mirrored. Here each visit
       draws a window of the whole image, its shorter side resized to 281 pixels by a Lanczos filter
-      (officially box halving, then bicubic), mirrors it half of the time and tokenises it in the
-      compute dtype. For cached codes (experiments/cache_codes.py --copies=10) add
+      (officially box halving, then bicubic), mirrors it half of the time and tokenises it. For
+      cached codes (experiments/cache_codes.py --copies=10) add
       ``--config.data.source=codes:DIR --config.data.crop=none --config.data.flip=False``; they are
       cut as the tokenizer's run cuts its images.
     - Blocks of XL, XXL and 3B are rematerialised (``--config.backbone.remat=none`` where memory

@@ -17,8 +17,7 @@ Recipe: the launch lines and the trainer's defaults of github.com/FoundationVisi
 utils/arg_util.py, utils/lr_control.py). Its FID: 50 images of each class drawn with the sampling
 below, against ADM's reference batch. What differs here:
 
-    - bfloat16 instead of float16 with a loss scaler; the images, too, are tokenised in the compute
-      dtype, which officially is float32 (``--config.dtype=float32`` has all in float32);
+    - bfloat16 instead of float16 with a loss scaler;
     - blocks are rematerialised (``--config.backbone.remat=none`` where memory allows);
     - d24 and d30 split their parameters over all devices, of which their width allows up to 128
       (beyond: ``--config.mesh.data=-1 --config.mesh.fsdp=64``).
