@@ -59,6 +59,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 @functools.cache
 def system_of(variant: str) -> tuple[System, Any]:
     family, changes = VARIANTS[variant]
+    if variant not in ("next_scale", "raster"):
+        changes = changes | dict(backbone=dict(depth=1) | changes.get("backbone", {}))
     return toy_system(family, **changes)
 
 

@@ -382,3 +382,20 @@ def test_codebooks_on_one_and_on_eight_devices(name):
         moved = np.abs(one[0]["quantizer"]["codebook"] - before).max(-1)
         restarted += int((moved > 0.3).sum())
     assert restarted > 0
+
+
+def test_no_key_is_used_twice():
+    """By the checker of jax, in a training step of both objectives with all randomness on."""
+    system, params = toy_system("raster")
+    rates = dict(drop_path=0.1, token_dropout=0.1, residual_dropout=0.1, mlp_dropout=0.1)
+    backbone = system.backbone.clone(**rates)
+    objective = Likelihood(system=dataclasses.replace(system, backbone=backbone))
+    run = tokenizer_run("raster", restart_below=0.5)
+    batch = toy_labels(4) | {"codes": toy_codes(system, 4)}
+    with jax.debug_key_reuse(True):
+        key = jax.random.key(0)
+        gradient_of(objective, params, {}, params, batch, jax.random.fold_in(key, 0))
+        key = jax.random.fold_in(key, 1)
+        gradient_of(run.objective, run.params, run.stats, {}, run.batch, key)
+        with pytest.raises(jax.errors.KeyReuseError):  # the checker is awake
+            gradient_of(run.objective, run.params, run.stats, {}, run.batch, key)

@@ -43,7 +43,7 @@ def test_all_knobs_against_numpy():
     smooth = 2 * rng.standard_normal((4, 3, 12))
     tied = rng.integers(-2, 3, (4, 3, 12)).astype(np.float64)  # many exact ties
     logits = np.concatenate([smooth, tied]).astype(np.float32)
-    filtered: Any = jax.jit(truncate)
+    filtered: Any = jax.jit(lambda logits, knobs: truncate(logits, knobs))
     removed = 0
     for temperature, k, p, m in GRID:
         knobs = Knobs(temperature=temperature, top_k=k, top_p=p, min_p=m).as_arrays()
