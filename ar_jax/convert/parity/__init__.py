@@ -1,0 +1,1 @@
+"""Recorded outputs of the official code against ours."""

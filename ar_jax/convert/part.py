@@ -1,0 +1,114 @@
+"""One converted sub-model, a tokenizer or a generator: its config, its table of places, its checks.
+
+A family's module (`ar_jax.convert.var`, ...) makes the parts, from the shapes of a file or from a
+configuration of ours; what is the same for all families is here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ar_jax.build import build_objective, build_tokenizer
+from ar_jax.convert.places import (
+    Places,
+    Shape,
+    Tensors,
+    official_shapes,
+    to_official,
+    to_ours,
+)
+from ar_jax.objectives.tokenizer import TokenizerObjective
+
+TOKENIZER, GENERATOR = "tokenizer", "generator"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """A tokenizer or a generator of a family.
+
+    Attributes:
+        section: our config of it. A tokenizer's: ``{'tokenizer': {...}}``. A generator's:
+            'schedule', 'backbone', 'head', 'objective' and the release's 'sampling'.
+        places: official key -> our leaves: 'autoencoder/...' and 'quantizer/...' of a tokenizer,
+            'backbone/...' and 'head/...' of a generator.
+        buffers: keys that a file may hold beside them, which carry no parameters -> what an
+            exported file holds there, or None: nothing is written.
+    """
+
+    section: dict[str, Any]
+    places: Places
+    buffers: Mapping[str, Callable[[], np.ndarray] | None] = dataclasses.field(default_factory=dict)
+
+
+def shapes_of(tensors: Tensors) -> dict[str, Shape]:
+    """Official key -> shape: what a family reads the sizes from."""
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def empty_params(config: Mapping[str, Any], kind: str) -> Any:
+    """Shapes of our parameters: of the tokenizer of ``config``, or of its generator.
+
+    Args:
+        config: sections 'dtype', 'tokenizer' and, for a generator, those of `Part`.
+        kind: 'tokenizer' or 'generator'.
+    """
+    objective: Any = (
+        TokenizerObjective(tokenizer=build_tokenizer(config))
+        if kind == TOKENIZER
+        else build_objective(config)
+    )
+    return jax.eval_shape(objective.init, jax.random.key(0))
+
+
+def to_params(part: Part, tensors: Tensors, expected: Any, source: str) -> dict[str, Any]:
+    """Our parameters of a file's tensors, every one of which is used or a known buffer.
+
+    Args:
+        expected: `empty_params` of the configuration.
+        source: the file, for errors.
+
+    Raises:
+        ValueError: names the file, the official key, our path and the shapes.
+    """
+    used = {key: tensor for key, tensor in tensors.items() if key not in part.buffers}
+    try:
+        return to_ours(part.places, used, expected)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def to_tensors(part: Part, params: Any) -> dict[str, np.ndarray]:
+    """The official state_dict of our parameters, buffers included."""
+    made = {key: make() for key, make in part.buffers.items() if make is not None}
+    return to_official(part.places, params) | made
+
+
+def release_shapes(part: Part, expected: Any) -> dict[str, Shape]:
+    """Official key -> shape of every parameter, without any numbers."""
+    return official_shapes(part.places, expected)
+
+
+def agree(name: str, found: Any, options: Mapping[str, Any], source: str) -> Any:
+    """``found``, which the tensors say, unless ``options`` says something else.
+
+    Args:
+        name: of the option.
+        found: what the tensors say; None if they do not.
+        source: the tensor that says so, for errors.
+
+    Raises:
+        ValueError: both speak and differ, or neither does.
+    """
+    said = options.get(name)
+    if isinstance(said, list):
+        said = tuple(said)
+    if found is None and said is None:
+        raise ValueError(f"the tensors do not say {name}: give it as an option")
+    if found is not None and said is not None and found != said:
+        raise ValueError(f"{name} is {said!r}, but {source} says {found!r}")
+    return said if found is None else found

@@ -1,0 +1,88 @@
+"""The families whose official releases are read and written.
+
+A family is a module of this folder with
+
+    def tokenizer(shapes, options) -> Part       the part that official tensors of these shapes are
+    def generator(shapes, options) -> Part
+    def tokenizer_part(config) -> Part           the part of a configuration of ours (for export)
+    def generator_part(config) -> Part
+    def unwrap_tokenizer(container) -> tensors   the state_dict inside a checkpoint's container
+    def unwrap_generator(container) -> tensors
+
+``options`` is what the tensors cannot say. Where both speak they must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ar_jax.convert.part import Part
+from ar_jax.convert.places import Shape, Tensors
+
+
+class Family(Protocol):
+    """See above."""
+
+    def tokenizer(self, shapes: Mapping[str, Shape], options: Mapping[str, Any]) -> Part:
+        """Of a file."""
+        ...
+
+    def generator(self, shapes: Mapping[str, Shape], options: Mapping[str, Any]) -> Part:
+        """Of a file."""
+        ...
+
+    def tokenizer_part(self, config: Mapping[str, Any]) -> Part:
+        """Of the section 'tokenizer'."""
+        ...
+
+    def generator_part(self, config: Mapping[str, Any]) -> Part:
+        """Of the sections 'tokenizer', 'schedule', 'backbone' and 'head'."""
+        ...
+
+    def unwrap_tokenizer(self, container: Mapping[str, Any]) -> Tensors:
+        """Of what a file holds."""
+        ...
+
+    def unwrap_generator(self, container: Mapping[str, Any]) -> Tensors:
+        """Of what a file holds."""
+        ...
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def choose(name: str) -> Family:
+    """The family of a name.
+
+    Raises:
+        ValueError: there is none; names those there are.
+    """
+    if name not in FAMILIES:
+        raise ValueError(f"family {name!r} is none of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def find_state_dict(
+    container: Mapping[str, Any], names: tuple[str, ...], key: str
+) -> Mapping[str, Any]:
+    """The state_dict that holds ``key``: the container, or what it holds under a name.
+
+    Args:
+        container: of a file.
+        names: 'model' or 'trainer.var_wo_ddp': where to look, in this order, after the container.
+        key: of a tensor that every state_dict of this kind has.
+
+    Raises:
+        ValueError: there is none; says what there is.
+    """
+    for name in ("", *names):
+        node: Any = container
+        for step in name.split(".") if name else ():
+            node = node.get(step) if isinstance(node, Mapping) else None
+        if isinstance(node, Mapping) and key in node:
+            return node
+    held = ", ".join(map(repr, list(container)[:8]))
+    raise ValueError(
+        f"no tensor {key!r}, neither at the top nor under {', '.join(names)}; the file holds {held}"
+    )
