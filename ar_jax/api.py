@@ -68,13 +68,21 @@ class Objective(Protocol):
         ...
 
     def loss(
-        self, params: Params, stats: Stats, frozen: Params, batch: Batch, key: Array, train: bool
+        self,
+        params: Params,
+        stats: Stats,
+        frozen: Params,
+        batch: Batch,
+        key: Array,
+        train: bool,
+        step: Array | int = 0,
     ) -> tuple[Array, Aux]:
         """Scalar loss and what goes with it.
 
         ``batch`` holds ``image`` uint8 [B, H, W, C] or ``codes`` int32 [B, L], ``label`` int32 [B],
         and in evaluation ``mask`` float32 [B], 0 for padding rows. ``frozen`` are parameters that
-        are not trained (the tokenizer of a generator).
+        are not trained (the tokenizer of a generator). ``step``, int32, counts the completed
+        training steps, for what changes during training; evaluation does not depend on it.
         """
         ...
 

@@ -127,7 +127,7 @@ def test_accumulation_equals_the_big_batch(accumulation):
 
 def test_a_sum_in_place_of_the_mean_would_be_seen():
     class Summing(ToyObjective):
-        def loss(self, params, stats, frozen, batch, key, train):
+        def loss(self, params, stats, frozen, batch, key, train, step=0):
             value, aux = super().loss(params, stats, frozen, batch, key, train)
             return value * len(batch["label"]), aux
 
@@ -135,13 +135,14 @@ def test_a_sum_in_place_of_the_mean_would_be_seen():
     assert abs(float(grads[0] / grads[1]) - 2) < 1e-3
 
 
-def test_every_microbatch_and_step_has_a_key_of_its_own():
+def test_every_microbatch_and_step_has_a_key_and_its_number():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Recording(ToyObjective):
-        def loss(self, params, stats, frozen, batch, key, train):
+        def loss(self, params, stats, frozen, batch, key, train, step=0):
             value, _ = super().loss(params, stats, frozen, batch, key, train)
             draw = jax.random.uniform(key)
-            return value, Aux(metrics={"draw": draw, "square": draw**2}, sums={}, last={})
+            metrics = {"draw": draw, "square": draw**2, "step": jnp.float32(step)}
+            return value, Aux(metrics=metrics, sums={}, last={})
 
         def finish(self, params, stats, sums, last, key):
             return params, stats | {"rows": jax.random.bits(key).astype(jnp.int32)}
@@ -151,6 +152,7 @@ def test_every_microbatch_and_step_has_a_key_of_its_own():
     for metrics in history:
         assert metrics["square"] - metrics["draw"] ** 2 > 1e-3  # the four draws differ
     assert history[0]["draw"] != history[1]["draw"]
+    assert [metrics["step"] for metrics in history] == [0, 1]
 
 
 def test_ema_follows_the_formula_with_warm_up():
@@ -205,7 +207,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counts(accumulation):
 def test_an_infinite_gradient_of_a_finite_loss_is_caught():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Steep(ToyObjective):
-        def loss(self, params, stats, frozen, batch, key, train):
+        def loss(self, params, stats, frozen, batch, key, train, step=0):
             value, aux = super().loss(params, stats, frozen, batch, key, train)
             return value + jnp.sqrt(params["head"]["bias"][0]), aux  # infinite slope at 0
 
@@ -250,7 +252,7 @@ def test_evaluation_is_the_mean_over_real_rows_of_the_ema(mesh):
 
 def test_metric_names_of_the_step_are_taken():
     class Clashing(ToyObjective):
-        def loss(self, params, stats, frozen, batch, key, train):
+        def loss(self, params, stats, frozen, batch, key, train, step=0):
             value, aux = super().loss(params, stats, frozen, batch, key, train)
             return value, Aux(metrics={"grad_norm": value}, sums=aux.sums)
 

@@ -72,7 +72,14 @@ class ToyObjective:
         return {"counts": jnp.zeros(CLASSES), "rows": jnp.zeros((), jnp.int32)}
 
     def loss(
-        self, params: Params, stats: Stats, frozen: Params, batch: Batch, key: Array, train: bool
+        self,
+        params: Params,
+        stats: Stats,
+        frozen: Params,
+        batch: Batch,
+        key: Array,
+        train: bool,
+        step: Array | int = 0,
     ) -> tuple[Array, Aux]:
         labels, mask = batch["label"], batch.get("mask")
         x = batch["image"].reshape(len(labels), -1).astype(jnp.float32) / 127.5 - 1.0

@@ -53,7 +53,14 @@ class Likelihood:
         return {}
 
     def loss(
-        self, params: Params, stats: Stats, frozen: Params, batch: Batch, key: Array, train: bool
+        self,
+        params: Params,
+        stats: Stats,
+        frozen: Params,
+        batch: Batch,
+        key: Array,
+        train: bool,
+        step: Array | int = 0,
     ) -> tuple[Array, Aux]:
         """See `ar_jax.api.Objective`; ``frozen`` is ``{'tokenizer': ...}``."""
         system, mask = self.system, batch.get("mask")

@@ -72,7 +72,14 @@ class TokenizerObjective:
         return stats
 
     def loss(
-        self, params: Params, stats: Stats, frozen: Params, batch: Batch, key: Array, train: bool
+        self,
+        params: Params,
+        stats: Stats,
+        frozen: Params,
+        batch: Batch,
+        key: Array,
+        train: bool,
+        step: Array | int = 0,
     ) -> tuple[Array, Aux]:
         """See `ar_jax.api.Objective`; images are uint8."""
         images = batch["image"].astype(jnp.float32) / 127.5 - 1.0

@@ -109,7 +109,9 @@ def accumulate(
     def value_and_grad(i: Array | int, micro: Batch) -> tuple[Array, Params, Aux]:
         def loss(params: Params) -> tuple[Array, Aux]:
             micro_key = jax.random.fold_in(key, i)
-            value, aux = objective.loss(params, state.stats, frozen, micro, micro_key, True)
+            value, aux = objective.loss(
+                params, state.stats, frozen, micro, micro_key, True, step=state.step
+            )
             return value.astype(jnp.float32), aux
 
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
