@@ -112,3 +112,39 @@ def agree(name: str, found: Any, options: Mapping[str, Any], source: str) -> Any
     if found is not None and said is not None and found != said:
         raise ValueError(f"{name} is {said!r}, but {source} says {found!r}")
     return said if found is None else found
+
+
+def shape_of(shapes: Mapping[str, Shape], key: str) -> Shape:
+    """Shape of a tensor that must be there.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if key not in shapes:
+        raise ValueError(f"tensor {key!r} is missing")
+    return shapes[key]
+
+
+def find_state_dict(
+    container: Mapping[str, Any], names: tuple[str, ...], key: str
+) -> Mapping[str, Any]:
+    """The state_dict that holds ``key``: the container, or what it holds under a name.
+
+    Args:
+        container: of a file.
+        names: 'model' or 'trainer.var_wo_ddp': where to look, in this order, after the container.
+        key: of a tensor that every state_dict of this kind has.
+
+    Raises:
+        ValueError: there is none; says what there is.
+    """
+    for name in ("", *names):
+        node: Any = container
+        for step in name.split(".") if name else ():
+            node = node.get(step) if isinstance(node, Mapping) else None
+        if isinstance(node, Mapping) and key in node:
+            return node
+    held = ", ".join(map(repr, list(container)[:8]))
+    raise ValueError(
+        f"no tensor {key!r}, neither at the top nor under {', '.join(names)}; the file holds {held}"
+    )

@@ -11,14 +11,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 Tensors = Mapping[str, np.ndarray]
 Function = Callable[[np.ndarray], np.ndarray]
 Shape = tuple[int, ...]
-
-FLOATS = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +140,7 @@ def to_ours(places: Places, tensors: Tensors, expected: Any) -> dict[str, Any]:
                 f"({', '.join(str(leaves[path].shape) for path in place.paths)}) needs "
                 f"{wanted[key]}"
             )
-        if tensor.dtype not in FLOATS:
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise ValueError(
                 f"tensor {key!r} is {tensor.dtype}, but our {_where(place)} takes floats"
             )

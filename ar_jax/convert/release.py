@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from ar_jax.convert import llamagen, var
 from ar_jax.convert.part import Part
 from ar_jax.convert.places import Shape, Tensors
 
@@ -49,7 +50,7 @@ class Family(Protocol):
         ...
 
 
-FAMILIES: dict[str, Family] = {}
+FAMILIES: dict[str, Family] = {"var": var, "llamagen": llamagen}
 
 
 def choose(name: str) -> Family:
@@ -61,28 +62,3 @@ def choose(name: str) -> Family:
     if name not in FAMILIES:
         raise ValueError(f"family {name!r} is none of {', '.join(FAMILIES)}")
     return FAMILIES[name]
-
-
-def find_state_dict(
-    container: Mapping[str, Any], names: tuple[str, ...], key: str
-) -> Mapping[str, Any]:
-    """The state_dict that holds ``key``: the container, or what it holds under a name.
-
-    Args:
-        container: of a file.
-        names: 'model' or 'trainer.var_wo_ddp': where to look, in this order, after the container.
-        key: of a tensor that every state_dict of this kind has.
-
-    Raises:
-        ValueError: there is none; says what there is.
-    """
-    for name in ("", *names):
-        node: Any = container
-        for step in name.split(".") if name else ():
-            node = node.get(step) if isinstance(node, Mapping) else None
-        if isinstance(node, Mapping) and key in node:
-            return node
-    held = ", ".join(map(repr, list(container)[:8]))
-    raise ValueError(
-        f"no tensor {key!r}, neither at the top nor under {', '.join(names)}; the file holds {held}"
-    )
