@@ -14,58 +14,70 @@ from ar_jax.api import Objective, System
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.nn.blocks import REMAT_POLICIES
+from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.schedules import Schedule
 from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.tokenizers.kl import KLTokenizer
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
+AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
 Config: TypeAlias = ml_collections.ConfigDict | Mapping[str, Any]
 
 QUANTIZERS = {"vq": VectorQuantizer, "multiscale_vq": MultiScaleQuantizer}
+TOKENIZERS = {**QUANTIZERS, "kl": KLTokenizer}
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "raster": schedules.raster,
+    "random": schedules.random,
     "next_scale": schedules.next_scale,
 }
 BACKBONES = {"decoder": Decoder}
 HEADS = {"categorical": CategoricalHead}
-OBJECTIVES = {"tokenizer": TokenizerObjective, "likelihood": Likelihood}
+TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
+OBJECTIVES = {**TOKENIZER_OBJECTIVES, "likelihood": Likelihood}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # Values that modules only compare with, and would otherwise pass over in silence.
 CHOICES = {
     "backbone.condition": ("class", "text"),
     "backbone.context": ("codes", "features"),
-    "backbone.positions": ("learned", "rope"),
-    "backbone.norm": ("layernorm", "rmsnorm"),
+    "backbone.positions": ("learned", "rope", "target_aware"),
+    "backbone.norm": ("layernorm", "affine_layernorm", "rmsnorm"),
     "backbone.modulation": ("none", "own", "shared"),
-    "backbone.qk_norm": ("none", "cosine"),
-    "backbone.attention_bias": ("none", "qv"),
+    "backbone.qk_norm": ("none", "cosine", "layernorm"),
+    "backbone.attention_bias": ("none", "qv", "qkv"),
     "backbone.activation": ("gelu_tanh", "gelu", "silu", "relu"),
     "backbone.remat": tuple(REMAT_POLICIES),
     "tokenizer.codebook_update": ("gradient", "ema"),
 }
 
 
-def build_tokenizer(config: Config, dtype: Any = None) -> Tokenizer:
+def build_tokenizer(config: Config, dtype: Any = None) -> AnyTokenizer:
     """The tokenizer of ``config.tokenizer``, computing in ``dtype`` (default ``config.dtype``).
 
     Raises:
         ValueError: for an unknown or inconsistent field, with its name and value.
     """
     section = _plain(config["tokenizer"])
-    quantizer = _choose(QUANTIZERS, section, "tokenizer")
+    form = _choose(TOKENIZERS, section, "tokenizer")
     autoencoder = _call(
         Autoencoder,
         _required(section, "autoencoder", "tokenizer"),
         "tokenizer.autoencoder",
-        dtype=_dtype(config),
+        dtype=_dtype(config) if dtype is None else dtype,
+        moments=form is KLTokenizer,
     )
+    _check_attention(autoencoder)
+    if form is KLTokenizer:
+        tokenizer: KLTokenizer = _call(form, section, "tokenizer", autoencoder=autoencoder)
+        _check_latents(tokenizer)
+        return tokenizer
     grid = autoencoder.grid
-    if quantizer is MultiScaleQuantizer:
+    if form is MultiScaleQuantizer:
         grids = schedules.as_grids(_required(section, "scales", "tokenizer"))
         if grids[-1] != grid:
             raise ValueError(
@@ -77,9 +89,7 @@ def build_tokenizer(config: Config, dtype: Any = None) -> Tokenizer:
     else:
         placed = {"grid": grid}
     placed |= {"code_width": autoencoder.code_width}
-    return Tokenizer(
-        autoencoder=autoencoder, quantizer=_call(quantizer, section, "tokenizer", **placed)
-    )
+    return Tokenizer(autoencoder=autoencoder, quantizer=_call(form, section, "tokenizer", **placed))
 
 
 def build_schedule(config: Config) -> Schedule:
@@ -119,8 +129,9 @@ def build_objective(config: Config) -> Objective:
     """The objective of ``config.objective`` around the tokenizer or the system it trains."""
     section = _plain(config["objective"])
     objective = _choose(OBJECTIVES, section, "objective")
-    if objective is TokenizerObjective:
+    if objective in TOKENIZER_OBJECTIVES.values():
         tokenizer = build_tokenizer(config)
+        _check_tokenizer_objective(config, tokenizer)
         if section.get("entropy") and not tokenizer.quantizer.entropy:
             raise ValueError(
                 f"objective.entropy is {section['entropy']}, but tokenizer.entropy is False, so "
@@ -141,7 +152,37 @@ def build_sampling(config: Config) -> tuple[Knobs, Guidance]:
 
 def trains_tokenizer(config: Config) -> bool:
     """Whether the config trains a tokenizer (else a generator)."""
-    return config["objective"]["name"] == "tokenizer"
+    return config["objective"]["name"] in TOKENIZER_OBJECTIVES
+
+
+def _check_tokenizer_objective(config: Config, tokenizer: AnyTokenizer) -> None:
+    fits = "tokenizer" if isinstance(tokenizer, Tokenizer) else "kl_tokenizer"
+    if config["objective"]["name"] != fits:
+        raise ValueError(
+            f"objective.name is {config['objective']['name']!r}, but tokenizer.name="
+            f"{config['tokenizer']['name']!r} is trained by {fits!r}"
+        )
+
+
+def _check_attention(autoencoder: Autoencoder) -> None:
+    for part in ("encoder", "decoder"):
+        field = f"tokenizer.autoencoder.{part}_attention"
+        levels = getattr(autoencoder, f"{part}_attention")
+        if levels is None:
+            continue
+        count = len(autoencoder.multipliers)
+        if not autoencoder.attention and levels:
+            raise ValueError(f"{field} is {levels}, but tokenizer.autoencoder.attention is False")
+        if any(not 0 <= level < count for level in levels):
+            raise ValueError(f"{field} is {levels}; there are the levels 0 to {count - 1}")
+
+
+def _check_latents(tokenizer: KLTokenizer) -> None:
+    if tokenizer.patch < 1:
+        raise ValueError(f"tokenizer.patch is {tokenizer.patch}; it must be at least 1")
+    if not tokenizer.scale > 0:
+        raise ValueError(f"tokenizer.scale is {tokenizer.scale}; it must be positive")
+    tokenizer.grids  # noqa: B018  raises where the patch does not divide the latent
 
 
 def _check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
@@ -166,8 +207,20 @@ def _check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
         raise ValueError(f"backbone.num_classes is {backbone.num_classes}; it must be positive")
     if backbone.positions == "learned" and backbone.lead:
         raise ValueError(
-            "backbone.positions='learned' has no place for caption rows; use positions='rope' "
-            "with condition='text'"
+            "backbone.positions='learned' has no place for caption rows or a start_row; use "
+            "positions='rope' with condition='text' or start_row=True"
+        )
+    _check_order(backbone)
+    if backbone.shared_embedding and (backbone.condition, backbone.context) != ("class", "codes"):
+        raise ValueError(
+            "backbone.shared_embedding=True is one table of codes and classes: it needs "
+            f"context='codes' and condition='class', not {backbone.context!r} and "
+            f"{backbone.condition!r}"
+        )
+    if backbone.step_embedding and backbone.modulation == "none":
+        raise ValueError(
+            "backbone.step_embedding=True is a part of the adaptive norms' condition, but "
+            "backbone.modulation is 'none': use 'own' or 'shared', or step_embedding=False"
         )
     first = backbone.schedule.sizes[0]
     if backbone.positions != "learned" and backbone.conditioner.rows < first:
@@ -175,6 +228,20 @@ def _check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
             f"backbone.positions is {backbone.positions!r}, but the first step predicts {first} "
             f"codes at once and the condition has {backbone.conditioner.rows} rows to tell them "
             "apart: use positions='learned', or a first scale of 1"
+        )
+
+
+def _check_order(backbone: Decoder) -> None:
+    schedule = backbone.schedule
+    if schedule.random and backbone.positions != "target_aware":
+        raise ValueError(
+            f"backbone.positions is {backbone.positions!r}, but schedule.name={schedule.name!r} "
+            "draws random orders: only positions='target_aware' say which cell comes next"
+        )
+    if backbone.positions == "target_aware" and set(schedule.sizes) != {1}:
+        raise ValueError(
+            "backbone.positions='target_aware' takes one code a step; the steps of "
+            f"schedule.name={schedule.name!r} have {sorted(set(schedule.sizes))}: use 'learned'"
         )
 
 

@@ -28,11 +28,13 @@ from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.nn import conv
 from ar_jax.nn.blocks import Attention, Block, Stack
 from ar_jax.nn.layers import MLP
+from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood, init_tokenizer
 from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.tokenizers.kl import KLTokenizer
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
 from ar_jax.train.fields import read_settings
 from ar_jax.train.run import check_classes, check_images, check_sections, load_tokenizer
@@ -46,11 +48,11 @@ Config: TypeAlias = Any  # a ConfigDict
 # last of them that has it looks at it: passing it on is not enough.
 TAKERS: dict[str, tuple[type, ...]] = {
     "data": (ImageTransform,),
-    "tokenizer": (VectorQuantizer, MultiScaleQuantizer),
+    "tokenizer": (VectorQuantizer, MultiScaleQuantizer, KLTokenizer),
     "tokenizer.autoencoder": (Autoencoder, conv.Encoder, conv.Decoder),
     "backbone": (Decoder, Stack, Block, Attention, MLP),
     "head": (CategoricalHead,),
-    "objective": (TokenizerObjective, Likelihood),
+    "objective": (TokenizerObjective, KLTokenizerObjective, Likelihood),
     "sampling": (Knobs,),
     "sampling.guidance": (Guidance,),
 }

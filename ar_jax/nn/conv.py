@@ -89,7 +89,8 @@ class Encoder(nn.Module, kw_only=True):
         channels: base width.
         multipliers: width factor of each level; a stride of two between levels.
         blocks: residual blocks a level.
-        attention: attention after each block of the last level and in the middle.
+        attention: attention in the middle and after each block of the ``attention_levels``.
+        attention_levels: numbers of the levels; None: the last one.
         middle: residual blocks after the last level, with attention between the first two.
         patch: the images are first folded into patches of this side (1 in every release).
         groups: groups of every group norm.
@@ -100,6 +101,7 @@ class Encoder(nn.Module, kw_only=True):
     multipliers: tuple[int, ...]
     blocks: int
     attention: bool
+    attention_levels: tuple[int, ...] | None = None
     middle: bool
     patch: int
     groups: int
@@ -111,11 +113,12 @@ class Encoder(nn.Module, kw_only=True):
         x = fold(x, self.patch)
         x = conv(self.channels, dtype=self.dtype, name="conv_in")(x)
         last = len(self.multipliers) - 1
+        attending = _attending(self.attention, self.attention_levels, last)
         for level, factor in enumerate(self.multipliers):
             for i in range(self.blocks):
                 features = self.channels * factor
                 x = ResidualBlock(features=features, name=f"level{level}_block{i}", **common)(x)
-                if self.attention and level == last:
+                if level in attending:
                     x = AttentionBlock(name=f"level{level}_attention{i}", **common)(x)
             if level < last:
                 # Zeros right and below only, as the official strided convolutions have it.
@@ -144,6 +147,7 @@ class Decoder(nn.Module, kw_only=True):
     multipliers: tuple[int, ...]
     blocks: int
     attention: bool
+    attention_levels: tuple[int, ...] | None = None
     middle: bool
     patch: int
     groups: int
@@ -153,6 +157,7 @@ class Decoder(nn.Module, kw_only=True):
     def __call__(self, x: Array) -> Array:
         common: dict[str, Any] = dict(groups=self.groups, dtype=self.dtype)
         last = len(self.multipliers) - 1
+        attending = _attending(self.attention, self.attention_levels, last)
         x = conv(self.channels * self.multipliers[-1], dtype=self.dtype, name="conv_in")(x)
         if self.middle:
             x = _middle(x, self.attention, common)
@@ -160,7 +165,7 @@ class Decoder(nn.Module, kw_only=True):
             features = self.channels * self.multipliers[level]
             for i in range(self.blocks):
                 x = ResidualBlock(features=features, name=f"level{level}_block{i}", **common)(x)
-                if self.attention and level == last:
+                if level in attending:
                     x = AttentionBlock(name=f"level{level}_attention{i}", **common)(x)
             if level > 0:
                 x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest neighbour
@@ -168,6 +173,13 @@ class Decoder(nn.Module, kw_only=True):
         x = jax.nn.silu(group_norm(self.groups, name="norm_out")(x))
         x = conv(self.image_channels * self.patch**2, dtype=self.dtype, name="conv_out")(x)
         return unfold(x, self.patch).astype(jnp.float32)
+
+
+def _attending(attention: bool, levels: tuple[int, ...] | None, last: int) -> tuple[int, ...]:
+    """The levels with attention."""
+    if not attention:
+        return ()
+    return (last,) if levels is None else levels
 
 
 def _middle(x: Array, attention: bool, common: dict[str, Any]) -> Array:

@@ -18,6 +18,8 @@ Array = jax.Array
 class Autoencoder(nn.Module, kw_only=True):
     """Images [B, H, W, C] <-> features [B, h, w, code_width].
 
+    With ``moments`` it encodes into [B, h, w, 2 code_width]: means, then log-variances.
+
     Attributes:
         image_size: (H, W), or one number for squares; a multiple of the downsampling.
         image_channels: C.
@@ -25,6 +27,8 @@ class Autoencoder(nn.Module, kw_only=True):
         code_width: channels of a code vector.
         channels, multipliers, attention, middle, patch, groups: see `ar_jax.nn.conv.Encoder`.
         encoder_blocks, decoder_blocks: residual blocks a level.
+        encoder_attention, decoder_attention: levels with attention after each block, 0 the finest;
+            None: the last one. Without ``attention`` there is none, in the middle neither.
         projection: kernel side of the convolutions around the quantiser (VAR 3, LlamaGen 1).
     """
 
@@ -37,10 +41,13 @@ class Autoencoder(nn.Module, kw_only=True):
     encoder_blocks: int = 2
     decoder_blocks: int = 3
     attention: bool = True
+    encoder_attention: tuple[int, ...] | None = None
+    decoder_attention: tuple[int, ...] | None = None
     middle: bool = True
     patch: int = 1
     groups: int = 32
     projection: int = 1
+    moments: bool = False
     dtype: DTypeLike = jnp.float32
 
     @property
@@ -77,15 +84,26 @@ class Autoencoder(nn.Module, kw_only=True):
             groups=self.groups,
             dtype=self.dtype,
         )
-        self.encoder = Encoder(latent=self.latent, blocks=self.encoder_blocks, **common)
-        self.decoder = Decoder(
-            image_channels=self.image_channels, blocks=self.decoder_blocks, **common
+        doubled = 2 if self.moments else 1
+        self.encoder = Encoder(
+            latent=doubled * self.latent,
+            blocks=self.encoder_blocks,
+            attention_levels=self.encoder_attention,
+            **common,
         )
-        self.to_code = conv(self.code_width, size=self.projection, dtype=jnp.float32, name=None)
+        self.decoder = Decoder(
+            image_channels=self.image_channels,
+            blocks=self.decoder_blocks,
+            attention_levels=self.decoder_attention,
+            **common,
+        )
+        self.to_code = conv(
+            doubled * self.code_width, size=self.projection, dtype=jnp.float32, name=None
+        )
         self.from_code = conv(self.latent, size=self.projection, dtype=self.dtype, name=None)
 
     def encode(self, images: Array) -> Array:
-        """float32 [B, h, w, code_width] of images [B, H, W, C] in [-1, 1]."""
+        """float32 [B, h, w, code_width or twice that] of images [B, H, W, C] in [-1, 1]."""
         return self.to_code(self.encoder(images))
 
     def decode(self, features: Array) -> Array:

@@ -32,6 +32,16 @@ class Tokenizer(nn.Module, kw_only=True):
         return self.quantizer.codebook_size
 
     @property
+    def codes_shape(self) -> tuple[int, ...]:
+        """(L,), of one image's codes."""
+        return (sum(rows * columns for rows, columns in self.grids),)
+
+    @property
+    def encoding_shape(self) -> tuple[int, ...]:
+        """Of what `encode` makes of one image: the same."""
+        return self.codes_shape
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
         return self.autoencoder.image_shape
@@ -44,6 +54,10 @@ class Tokenizer(nn.Module, kw_only=True):
     def encode(self, images: Array) -> Array:
         """Codes int32 [B, L]."""
         return self.quantizer.quantize(self.autoencoder.encode(images)).codes
+
+    def codes_of(self, encoding: Array, noise: Array | None = None) -> Array:
+        """The codes of what `encode` made of images: itself, nothing is left to draw."""
+        return encoding
 
     def decode(self, codes: Array, steps: int | None = None) -> Array:
         """Images in [-1, 1], of the codes of the first ``steps`` steps (all if None)."""

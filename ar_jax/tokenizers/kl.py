@@ -1,0 +1,137 @@
+"""Continuous tokens: the latents of a KL autoencoder (latent diffusion, arXiv:2112.10752; MAR)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ar_jax.schedules import Grid
+from ar_jax.tokenizers.autoencoder import Autoencoder
+
+Array = jax.Array
+
+LOG_VARIANCE_RANGE = (-30.0, 20.0)  # of the official DiagonalGaussianDistribution
+
+
+@flax.struct.dataclass
+class Posterior:
+    """Independent Gaussians, one for every number of the latents."""
+
+    mean: Array  # float32 [...]
+    log_variance: Array  # float32 [...], clipped
+
+    @classmethod
+    def of(cls, moments: Array) -> Posterior:
+        """From means and log-variances side by side on the last axis, float32 [..., 2 C]."""
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return cls(mean=mean, log_variance=jnp.clip(log_variance, *LOG_VARIANCE_RANGE))
+
+    @property
+    def std(self) -> Array:
+        """Standard deviation [...]."""
+        return jnp.exp(0.5 * self.log_variance)
+
+    def sample(self, noise: Array) -> Array:
+        """mean + std * noise, noise standard normal [...]."""
+        return self.mean + self.std * noise
+
+    def kl(self) -> Array:
+        """KL divergence from the standard normal, nats, summed over all but the first axis [B]."""
+        terms = jnp.square(self.mean) + jnp.exp(self.log_variance) - 1.0 - self.log_variance
+        return 0.5 * terms.sum(tuple(range(1, terms.ndim)))
+
+
+class KLTokenizer(nn.Module, kw_only=True):
+    """Images float32 [B, H, W, C] in [-1, 1] <-> codes float32 [B, L, code_width], row by row.
+
+    What an image is encoded into, and kept as on disk, are the moments of its codes' posterior;
+    training draws codes from them.
+
+    Attributes:
+        autoencoder: one with ``moments``.
+        scale: codes are the latents times this, so that their variance is about one.
+        patch: cells of the latent on a side of a code; within a code channels come first, then the
+            rows and columns of the patch (MAR's order).
+    """
+
+    autoencoder: Autoencoder
+    scale: float = 1.0
+    patch: int = 1
+
+    # There is no codebook.
+    codebook_size = None
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The one grid of codes."""
+        rows, columns = self.autoencoder.grid
+        if rows % self.patch or columns % self.patch:
+            raise ValueError(
+                f"tokenizer.patch is {self.patch}, but the latent is {rows}x{columns}: patch must "
+                "divide both"
+            )
+        return ((rows // self.patch, columns // self.patch),)
+
+    @property
+    def code_width(self) -> int:
+        """Numbers in a code."""
+        return self.autoencoder.code_width * self.patch**2
+
+    @property
+    def codes_shape(self) -> tuple[int, ...]:
+        """(L, code_width), of one image's codes."""
+        ((rows, columns),) = self.grids
+        return rows * columns, self.code_width
+
+    @property
+    def encoding_shape(self) -> tuple[int, ...]:
+        """(L, 2 code_width), of what `encode` makes of one image."""
+        return self.codes_shape[0], 2 * self.code_width
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.autoencoder.image_shape
+
+    def __call__(self, images: Array, noise: Array | None = None) -> tuple[Array, Posterior]:
+        """Training's pass: (unclamped reconstruction [B, H, W, C], posterior of the latents).
+
+        ``noise``, standard normal [B, h, w, autoencoder.code_width], draws the latents that are
+        decoded; without it their mean is.
+        """
+        posterior = Posterior.of(self.autoencoder.encode(images))
+        latents = posterior.mean if noise is None else posterior.sample(noise)
+        return self.autoencoder.decode(latents), posterior
+
+    def encode(self, images: Array) -> Array:
+        """Moments float32 [B, L, 2 code_width]: means, then log-variances, before ``scale``."""
+        mean, log_variance = jnp.split(self.autoencoder.encode(images), 2, axis=-1)
+        return jnp.concatenate([self.patchify(mean), self.patchify(log_variance)], axis=-1)
+
+    def codes_of(self, encoding: Array, noise: Array | None = None) -> Array:
+        """Codes [B, L, code_width] of moments: drawn with ``noise``, else the scaled means."""
+        posterior = Posterior.of(encoding)
+        latents = posterior.mean if noise is None else posterior.sample(noise)
+        return latents * self.scale
+
+    def decode(self, codes: Array, known: Array | None = None) -> Array:
+        """Images in [-1, 1]; codes that are not ``known`` (bool [B, L]) count as zeros."""
+        if known is not None:
+            codes = jnp.where(known[..., None], codes, 0.0)
+        latents = self.unpatchify(codes / self.scale)
+        return jnp.clip(self.autoencoder.decode(latents), -1.0, 1.0)
+
+    def patchify(self, latents: Array) -> Array:
+        """[B, h, w, C] -> [B, L, C p p]."""
+        batch, height, width, channels = latents.shape
+        p = self.patch
+        x = latents.reshape(batch, height // p, p, width // p, p, channels)
+        return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, -1, channels * p * p)
+
+    def unpatchify(self, codes: Array) -> Array:
+        """The inverse of `patchify`."""
+        ((rows, columns),), p = self.grids, self.patch
+        x = codes.reshape(len(codes), rows, columns, -1, p, p)
+        return x.transpose(0, 1, 4, 2, 5, 3).reshape(len(codes), rows * p, columns * p, -1)
