@@ -37,6 +37,7 @@ TEMPERATURE = flags.DEFINE_float("temperature", None, "Divides the logits; 0 is 
 TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most probable codes; 0 keeps all.")
 TOP_P = flags.DEFINE_float("top_p", None, "Keep the most probable codes up to this mass.")
 MIN_P = flags.DEFINE_float("min_p", None, "Keep codes of this fraction of the likeliest one's.")
+SMOOTH = flags.DEFINE_bool("smooth", None, "Mix code vectors between scales (more_smooth).")
 SEED = flags.DEFINE_integer("seed", 0, "Of all draws.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images drawn at a time.")
 STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; default the newest.")
@@ -60,6 +61,7 @@ def main(argv: Sequence[str]) -> None:
             "top_k": TOP_K.value,
             "top_p": TOP_P.value,
             "min_p": MIN_P.value,
+            "smooth": SMOOTH.value,
             "guidance.scale": GUIDANCE.value,
             "guidance.kind": KIND.value,
             "guidance.power": POWER.value,

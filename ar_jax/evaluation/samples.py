@@ -110,7 +110,8 @@ def describe_sampling(knobs: Knobs, guidance: Guidance) -> str:
     parts = [f"guidance {guidance.scale:g} ({guidance.kind})"]
     parts += [f"temperature {float(knobs.temperature):g}"]
     filters = {"top-k": knobs.top_k, "top-p": knobs.top_p, "min-p": knobs.min_p}
-    return ", ".join(parts + [f"{name} {float(v):g}" for name, v in filters.items() if v])
+    parts += [f"{name} {float(v):g}" for name, v in filters.items() if v]
+    return ", ".join(parts + ["smooth"] * knobs.smooth)
 
 
 def generate(

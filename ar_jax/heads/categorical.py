@@ -64,3 +64,13 @@ class CategoricalHead(nn.Module, kw_only=True):
     def draw(logits: Array, gumbel: Array) -> Array:
         """The code of largest perturbed logit, int32 [...]: an exact draw (Gumbel-max)."""
         return jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
+
+    @staticmethod
+    def soften(logits: Array, gumbel: Array, ratio: Array | float) -> Array:
+        """Weights float32 [..., V] of a soft draw, VAR's more_smooth (``models/var.py``).
+
+        softmax(((1 + r) logits + gumbel) / tau) with tau = max(0.27 (1 - 0.95 r), 0.005), r the
+        ``ratio`` of steps that are done: soft at the first scale, all but hard at the last.
+        """
+        tau = jnp.maximum(0.27 * (1 - 0.95 * ratio), 0.005)
+        return jax.nn.softmax(((1 + ratio) * logits + gumbel) / tau, axis=-1)

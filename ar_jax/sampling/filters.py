@@ -23,12 +23,15 @@ class Knobs:
         top_k: keep the k largest and ties with the k-th; 0 keeps all.
         top_p: keep the smallest set of largest probabilities whose sum reaches p; 0 or 1 keeps all.
         min_p: keep probabilities of at least this fraction of the largest; 0 keeps all.
+        smooth: between scales, mix code vectors by Gumbel-softmax weights in place of drawing one
+            (VAR's more_smooth); see `CategoricalHead.soften`. Static: it changes the program.
     """
 
     temperature: Array | float = 1.0
     top_k: Array | int = 0
     top_p: Array | float = 0.0
     min_p: Array | float = 0.0
+    smooth: bool = flax.struct.field(pytree_node=False, default=False)
 
     def as_arrays(self) -> Knobs:
         """Checked and typed (float32, int32), so that equal shapes mean one compilation."""
@@ -39,11 +42,14 @@ class Knobs:
         for name in ("top_p", "min_p"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"sampling.{name} is {getattr(self, name)}; it must be in [0, 1]")
+        if not isinstance(self.smooth, bool):
+            raise ValueError(f"sampling.smooth is {self.smooth!r}; it must be True or False")
         return Knobs(
             temperature=jnp.float32(self.temperature),
             top_k=jnp.int32(self.top_k),
             top_p=jnp.float32(self.top_p),
             min_p=jnp.float32(self.min_p),
+            smooth=self.smooth,
         )
 
 

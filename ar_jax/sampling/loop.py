@@ -60,7 +60,8 @@ class CachedSampler:
             codes int32 [B, L] and images float32 [B, H, W, C] in [-1, 1].
 
         Raises:
-            ValueError: if keys or noise are not one for every condition.
+            ValueError: if keys or noise are not one for every condition, or the tokenizer cannot
+                mix codes for ``knobs.smooth``.
         """
         schedule = self.system.schedule
         batch_size = len(jax.tree.leaves(cond)[0])
@@ -74,17 +75,20 @@ class CachedSampler:
                 f"{(batch_size, schedule.length)}, images and codes"
             )
         scales = (guidance or Guidance()).scales(schedule.num_steps)
-        codes = draw_codes(
-            self.system,
-            self.params,
-            cond,
-            keys,
-            (knobs or Knobs()).as_arrays(),
-            jnp.asarray(scales),
-            noise,
-            guided=bool(np.any(scales != 1.0)),
-        )
-        return Samples(codes=codes, images=self.decode(codes))
+        knobs = (knobs or Knobs()).as_arrays()
+        guided = bool(np.any(scales != 1.0))
+        inputs = (self.system, self.params, cond, keys, knobs, jnp.asarray(scales), noise)
+        if not knobs.smooth:
+            codes = draw_codes(*inputs, guided=guided)
+            return Samples(codes=codes, images=self.decode(codes))
+        if not self.system.tokenizer.quantizer.mixes:
+            raise ValueError(
+                "sampling.smooth=True mixes code vectors between scales, but the steps of this "
+                "tokenizer see codes: set it to False"
+            )
+        codes, features = draw_features(*inputs, guided=guided)
+        images = decode_features(self.system, self.params["tokenizer"], features)
+        return Samples(codes=codes, images=images)
 
     def decode(self, codes: Array, steps: int | None = None) -> Array:
         """Images [B, H, W, C] in [-1, 1] of what the first ``steps`` steps determine."""
@@ -103,6 +107,12 @@ def decode_codes(system: System, tokenizer: Params, codes: Array, steps: int | N
     return system.tokenizer.apply({"params": tokenizer}, codes, steps, method="decode")
 
 
+@functools.partial(jax.jit, static_argnames="system")
+def decode_features(system: System, tokenizer: Params, features: Array) -> Array:
+    """Images of what `draw_features` gives."""
+    return system.tokenizer.apply({"params": tokenizer}, features, method="decode_features")
+
+
 @functools.partial(jax.jit, static_argnames=("system", "guided"))
 def draw_codes(
     system: System,
@@ -116,6 +126,37 @@ def draw_codes(
     guided: bool,
 ) -> Array:
     """The sampling program: codes int32 [B, L]. See `CachedSampler.__call__`."""
+    return _draw(system, params, cond, keys, knobs, scales, noise, guided=guided)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("system", "guided"))
+def draw_features(
+    system: System,
+    params: Params,
+    cond: Cond,
+    keys: Array,
+    knobs: Knobs,
+    scales: Array,
+    noise: Array | None,
+    *,
+    guided: bool,
+) -> tuple[Array, Array]:
+    """As `draw_codes` for smooth draws: (codes of largest weight, features [B, h, w, C])."""
+    return _draw(system, params, cond, keys, knobs, scales, noise, guided=guided)
+
+
+def _draw(
+    system: System,
+    params: Params,
+    cond: Cond,
+    keys: Array,
+    knobs: Knobs,
+    scales: Array,
+    noise: Array | None,
+    *,
+    guided: bool,
+) -> tuple[Array, Any]:
+    """(codes int32 [B, L], what the tokenizer carries after the last step)."""
     schedule, batch_size = system.schedule, len(keys)
     if guided:
         null = system.backbone.conditioner.null(cond)
@@ -132,9 +173,15 @@ def draw_codes(
         if guided:
             logits = system.head.guide(logits[:batch_size], logits[batch_size:], scales[index])
         gumbel = step_noise(index, logits)
-        codes = system.head.draw(truncate(logits, knobs), gumbel)
+        logits = truncate(logits, knobs)
+        if knobs.smooth:
+            ratio = index / max(schedule.num_steps - 1, 1)
+            drawn = system.head.soften(logits, gumbel, ratio)  # [B, n, V]
+            codes = jnp.argmax(drawn, axis=-1).astype(jnp.int32)
+        else:
+            drawn = codes = system.head.draw(logits, gumbel)
         carry, context = system.tokenizer.apply(
-            {"params": params["tokenizer"]}, carry, codes, index, method="advance"
+            {"params": params["tokenizer"]}, carry, drawn, index, method="advance"
         )
         return codes, carry, context, cache
 
@@ -160,11 +207,12 @@ def draw_codes(
             codes, carry, context, cache = step(index, context, carry, cache)
             return (context, carry, cache), codes
 
-        _, rest = jax.lax.scan(body, (context, carry, cache), jnp.arange(1, schedule.num_steps))
+        state = (context, carry, cache)
+        (_, carry, _), rest = jax.lax.scan(body, state, jnp.arange(1, schedule.num_steps))
         rest = jnp.moveaxis(rest, 0, 1).reshape(batch_size, -1)  # [S-1, B, n] -> [B, L-n]
-        return jnp.concatenate([codes, rest], axis=1)
+        return jnp.concatenate([codes, rest], axis=1), carry
     drawn = [codes]
     for index in range(1, schedule.num_steps):
         codes, carry, context, cache = step(index, context, carry, cache)
         drawn.append(codes)
-    return jnp.concatenate(drawn, axis=1)
+    return jnp.concatenate(drawn, axis=1), carry

@@ -37,6 +37,7 @@ class Quantizer(Protocol):
     l2_norm: bool
     codebook_update: str
     entropy: bool
+    mixes: bool
 
     @property
     def grids(self) -> tuple[Grid, ...]:
@@ -56,7 +57,10 @@ class Quantizer(Protocol):
         ...
 
     def advance(self, state: Any, codes: Array, step: Any) -> tuple[Any, Array | None]:
-        """(state, what the next step may see) after a step's codes [B, n]."""
+        """(state, what the next step may see) after a step's codes [B, n].
+
+        A quantiser that `mixes` takes weights float [B, n, V] of mixed code vectors too.
+        """
         ...
 
     def contexts(self, codes: Array) -> Array:
@@ -86,6 +90,8 @@ class VectorQuantizer(nn.Module, kw_only=True):
     l2_norm: bool = False
     codebook_update: str = "gradient"
     entropy: bool = False
+
+    mixes = False
 
     def setup(self) -> None:
         self.codebook = self.param(
@@ -162,7 +168,7 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
         codebook_size, code_width: V and C.
         phis: number of convolutions phi: 1 shared by all scales, 0 one for each, n >= 2 partly
             shared.
-        phi_ratio: phi(h) = (1 - ratio) h + ratio conv(h).
+        phi_ratio: phi(h) = (1 - ratio) h + ratio conv(h); 0: no convolutions.
         l2_norm, codebook_update, entropy: see `VectorQuantizer`.
     """
 
@@ -175,13 +181,15 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
     codebook_update: str = "gradient"
     entropy: bool = False
 
+    mixes = True
+
     def setup(self) -> None:
         self.codebook = self.param(
             "codebook", codebook_init, (self.codebook_size, self.code_width), jnp.float32
         )
+        count = (self.phis or len(self.grids)) if self.phi_ratio else 0
         self.phi_convs = [
-            conv(self.code_width, dtype=jnp.float32, name=f"phi_{i}")
-            for i in range(self.phis or len(self.grids))
+            conv(self.code_width, dtype=jnp.float32, name=f"phi_{i}") for i in range(count)
         ]
 
     @property
@@ -196,9 +204,14 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
         )
 
     def refine(self, codes: Array, scale: int) -> Array:
-        """What scale ``scale``'s codes [B, n] add to the latent, [B, h, w, C]."""
-        h = self.table()[codes].reshape(len(codes), *self.grids[scale], self.code_width)
-        h = enlarge(h, self.grids[-1])
+        """[B, h, w, C], what codes [B, n], or weights [B, n, V], of a scale add to the latent."""
+        if jnp.issubdtype(codes.dtype, jnp.floating):
+            h = jnp.matmul(codes, self.table(), precision="highest")
+        else:
+            h = self.table()[codes]
+        h = enlarge(h.reshape(len(codes), *self.grids[scale], self.code_width), self.grids[-1])
+        if not self.phi_ratio:
+            return h
         index = phi_indices(len(self.grids), self.phis or len(self.grids))[scale]
         return (1 - self.phi_ratio) * h + self.phi_ratio * self.phi_convs[index](h)
 

@@ -61,7 +61,10 @@ class Tokenizer(nn.Module, kw_only=True):
 
     def decode(self, codes: Array, steps: int | None = None) -> Array:
         """Images in [-1, 1], of the codes of the first ``steps`` steps (all if None)."""
-        features = self.quantizer.lookup(codes, steps)
+        return self.decode_features(self.quantizer.lookup(codes, steps))
+
+    def decode_features(self, features: Array) -> Array:
+        """Images in [-1, 1] of the quantiser's features [B, h, w, C]."""
         return jnp.clip(self.autoencoder.decode(features), -1.0, 1.0)
 
     def begin(self, batch_size: int) -> Any:
