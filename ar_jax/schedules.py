@@ -24,13 +24,26 @@ class Schedule:
         name: what the config called it.
         grids: (rows, columns) of every scale; a single grid for one-grid tokenizers.
         sizes: number of codes n_s predicted in each step; they sum to L.
+        random: training permutes the codes of every sample. Sampling and evaluation keep to this
+            schedule's own order unless they are given another.
+        anneal: (start, end) in training steps: the share of samples that are permuted is 1 until
+            the start, falls linearly to 0 at the end and stays there; None: 1 for ever.
     """
 
     name: str
     grids: tuple[Grid, ...]
     sizes: tuple[int, ...]
+    random: bool = False
+    anneal: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.anneal is not None and not (
+            len(self.anneal) == 2 and 0 <= self.anneal[0] < self.anneal[1]
+        ):
+            raise ValueError(
+                f"schedule.anneal is {self.anneal}; it must be two numbers of training steps, "
+                "0 <= start < end"
+            )
         cells = sum(rows * columns for rows, columns in self.grids)
         if sum(self.sizes) != cells:
             raise ValueError(
@@ -98,6 +111,11 @@ def raster(*, grid: int | Sequence[int]) -> Schedule:
     """One code a step, row by row (LlamaGen, arXiv:2406.06525)."""
     grids = as_grids([grid])
     return Schedule(name="raster", grids=grids, sizes=(1,) * (grids[0][0] * grids[0][1]))
+
+
+def random(*, grid: int | Sequence[int], anneal: tuple[int, int] | None = None) -> Schedule:
+    """One code a step, trained in random orders that may give way to `raster` (RAR, 2411.00776)."""
+    return dataclasses.replace(raster(grid=grid), name="random", random=True, anneal=anneal)
 
 
 def next_scale(*, scales: Sequence[int | Sequence[int]]) -> Schedule:

@@ -20,11 +20,16 @@ class ClassCondition(nn.Module, kw_only=True):
     """A table of class embeddings whose last row, ``num_classes``, is the null class.
 
     Condition pytree: ``{'label': int32 [B]}``.
+
+    Attributes:
+        shared_from: the classes are the rows from this one on of a table given by the caller;
+            None: the table is the condition's own.
     """
 
     num_classes: int
     width: int
     init_std: float
+    shared_from: int | None = None
 
     fields = ("label",)
 
@@ -38,11 +43,14 @@ class ClassCondition(nn.Module, kw_only=True):
         return {"label": jnp.zeros((batch_size,), jnp.int32)}
 
     @nn.compact
-    def __call__(self, cond: Cond) -> tuple[Array, Array | None]:
+    def __call__(self, cond: Cond, table: nn.Embed | None) -> tuple[Array, Array | None]:
         """(prefix [B, 1, D], mask of real prefix rows: None, all are)."""
+        if self.shared_from is not None:
+            assert table is not None
+            return table(self.shared_from + cond["label"])[:, None], None
         init = nn.initializers.normal(self.init_std)
-        table = nn.Embed(self.num_classes + 1, self.width, embedding_init=init, name="class_embed")
-        return table(cond["label"])[:, None], None
+        own = nn.Embed(self.num_classes + 1, self.width, embedding_init=init, name="class_embed")
+        return own(cond["label"])[:, None], None
 
     def null(self, cond: Cond, drop: Array | None = None) -> Cond:
         """The condition with the labels of ``drop`` [B] (all if None) made null."""
@@ -79,8 +87,8 @@ class TextCondition(nn.Module, kw_only=True):
         }
 
     @nn.compact
-    def __call__(self, cond: Cond) -> tuple[Array, Array]:
-        """(prefix [B, T, D], mask of real prefix rows [B, T])."""
+    def __call__(self, cond: Cond, table: nn.Embed | None) -> tuple[Array, Array]:
+        """(prefix [B, T, D], mask of real prefix rows [B, T]); ``table`` is not used."""
         null = self.param(
             "null_caption",
             nn.initializers.normal(self.features**-0.5),

@@ -1,12 +1,14 @@
-"""The decoder-only transformer over a schedule: VAR's and LlamaGen's by its fields.
+"""The decoder-only transformer over a schedule: VAR's, LlamaGen's and RAR's by its fields.
 
 Rows of the sequence: the condition's prefix first, then one row for every code of the steps after
 the first. The last n_1 prefix rows predict step 1; a later row predicts its own code and is fed
-what the step may see of earlier steps: the previous code (raster) or the coarser scales' sum
-resampled to this scale (next-scale).
+what the step may see of earlier steps: the previous code (raster, random orders) or the coarser
+scales' sum resampled to this scale (next-scale).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,9 +18,11 @@ from jax.typing import DTypeLike
 
 from ar_jax.api import Cache, Cond
 from ar_jax.backbones.conditions import ClassCondition, TextCondition
+from ar_jax.backbones.target_positions import TargetAwarePositions
 from ar_jax.nn.attention import visibility
-from ar_jax.nn.blocks import Modulation, Stack, unstack
-from ar_jax.nn.layers import RMSNorm, layer_norm
+from ar_jax.nn.blocks import Stack, unstack
+from ar_jax.nn.layers import LayerNorm, RMSNorm, layer_norm
+from ar_jax.nn.modulation import Modulation
 from ar_jax.nn.positions import rope_2d
 from ar_jax.schedules import Schedule
 
@@ -33,7 +37,15 @@ class Decoder(nn.Module, kw_only=True):
         condition: 'class' (num_classes) or 'text' (caption_length, caption_features).
         context: what later rows are fed: 'codes' (int32, an embedding of vocab_size rows) or
             'features' (float [.., feature_width], a linear layer).
-        positions: 'learned' (position, scale and start tables) or 'rope' (2-D rotary).
+        shared_embedding: one table of the codes, a mask (a row that only masked training reads),
+            the classes and the null class, in this order (RAR).
+        start_row: a learned row before the condition (RAR's class token).
+        positions: 'learned' (position, scale and start tables), 'rope' (2-D rotary) or
+            'target_aware' (see `target_positions`), the only ones that take an order.
+        spare_positions: rows of the target-aware tables that nothing reads.
+        step_embedding: add a learned vector of the row's place in the sequence to the condition of
+            the adaptive norms, which then differs from row to row (RAR).
+        spare_steps: rows of that table that nothing reads.
         norm, modulation, qk_norm, ...: see `ar_jax.nn.blocks`. logit_scale None: K ** -0.5.
         mlp_hidden: None: 4 D.
         init_std: of linear layers and embeddings; None: sqrt(1 / (3 D)), VAR's.
@@ -51,8 +63,13 @@ class Decoder(nn.Module, kw_only=True):
     context: str
     vocab_size: int = 0
     feature_width: int = 0
+    shared_embedding: bool = False
+    start_row: bool = False
     positions: str
     rope_base: float = 10_000.0
+    spare_positions: int = 0
+    step_embedding: bool = False
+    spare_steps: int = 0
     norm: str
     norm_epsilon: float
     modulation: str = "none"
@@ -64,7 +81,9 @@ class Decoder(nn.Module, kw_only=True):
     mlp_bias: bool = False
     mlp_hidden: int | None = None
     token_dropout: float = 0.0
+    attention_dropout: float = 0.0
     residual_dropout: float = 0.0
+    mlp_hidden_dropout: float = 0.0
     mlp_dropout: float = 0.0
     drop_path: float = 0.0
     init_std: float | None = None
@@ -92,6 +111,7 @@ class Decoder(nn.Module, kw_only=True):
             num_classes=self.num_classes,
             width=self.width,
             init_std=self._std,
+            shared_from=self.vocab_size + 1 if self.shared_embedding else None,
             parent=None,
             name="condition",
         )
@@ -99,7 +119,7 @@ class Decoder(nn.Module, kw_only=True):
     @property
     def prefix_rows(self) -> int:
         """Rows before the second step's: the condition's, at least one for each first code."""
-        return max(self.conditioner.rows, self.schedule.sizes[0])
+        return int(self.start_row) + max(self.conditioner.rows, self.schedule.sizes[0])
 
     @property
     def lead(self) -> int:
@@ -137,6 +157,7 @@ class Decoder(nn.Module, kw_only=True):
         context: Array | None,
         cond: Cond,
         *,
+        order: Array | None = None,
         step: Array | int | None = None,
         cache: Cache | None = None,
         train: bool = False,
@@ -147,6 +168,8 @@ class Decoder(nn.Module, kw_only=True):
             context: without ``step`` the inputs of all rows after the prefix, [B, L - n_1] or
                 [B, L - n_1, F] (teacher forcing); with a step > 0 that step's [B, n_s(, F)].
             cond: see `conditions`.
+            order: int32 [B, L], the grid cell of every code of the sequence; None is the
+                schedule's own order. The context is in the same order.
             step: None for all steps at once; else this step only, reading and extending ``cache``.
                 A traced step needs equal step sizes.
             train: dropout and stochastic depth on; needs rngs 'dropout' and 'drop_path'.
@@ -154,15 +177,32 @@ class Decoder(nn.Module, kw_only=True):
         Returns:
             float32 [B, L, D] without step, [B, n_s, D] with.
         """
-        prefix, prefix_mask = self.conditioner.copy(parent=self, name="condition")(cond)
+        embed = self._token_embed()
+        conditioner = self.conditioner.copy(parent=self, name="condition")
+        prefix, prefix_mask = conditioner(cond, embed if self.shared_embedding else None)
         if self.positions == "learned" and self.schedule.sizes[0] > 1:
             # One class row serves every code of a first step larger than one.
             prefix = jnp.broadcast_to(
                 prefix[:, -1:], (prefix.shape[0], self.prefix_rows, self.width)
             )
-        vector = prefix[:, -1]  # [B, D], before positions are added
+        vector = prefix[:, -1:]  # [B, 1, D], before positions are added
         first_row, count = self._row_range(step)
-        x = self._embed(context, prefix, step)  # [B, count, D]
+        if self.start_row:
+            row = self.param("start_row", nn.initializers.zeros, (1, self.width), jnp.float32)
+            start = jnp.broadcast_to(row[None], (len(prefix), 1, self.width))
+            prefix = jnp.concatenate([start, prefix], axis=1)
+            if prefix_mask is not None:
+                prefix_mask = jnp.pad(prefix_mask, ((0, 0), (1, 0)), constant_values=True)
+        if self.step_embedding:
+            vector = vector + self._step_embed(first_row, count)  # [B, count, D]
+        x = self._embed(embed, context, prefix, step)  # [B, count, D]
+        if self.positions == "target_aware":
+            x = x + self._target_positions(order, first_row, count)
+        elif order is not None:
+            raise ValueError(
+                f"backbone.positions={self.positions!r} cannot tell the decoder which cell comes "
+                "next: an order needs positions='target_aware'"
+            )
         x = self._add_positions(x, first_row, count, starts=step is None or is_first(step))
         x = nn.Dropout(self.token_dropout, deterministic=not train)(x).astype(self.dtype)
         condition = vector
@@ -192,6 +232,7 @@ class Decoder(nn.Module, kw_only=True):
             cache = Cache(k=tuple(c[0] for c in caches), v=tuple(c[1] for c in caches))
         if step is None or is_first(step):
             x = x[:, self.lead :]
+            vector = vector[:, self.lead :] if self.step_embedding else vector
         return self._final_norm(x, vector), cache
 
     def _row_range(self, step: Array | int | None) -> tuple[Array | int, int]:
@@ -205,20 +246,38 @@ class Decoder(nn.Module, kw_only=True):
         size = self.schedule.sizes[0]
         return self.lead + step * size, size
 
-    def _embed(self, context: Array | None, prefix: Array, step: Array | int | None) -> Array:
+    def _token_embed(self) -> Any:
+        """The layer that turns contexts into rows."""
         init = nn.initializers.normal(self._std)
-        if self.context == "codes":
-            embed: nn.Embed | nn.Dense = nn.Embed(
-                self.vocab_size, self.width, embedding_init=init, name="token_embed"
-            )
-        else:
-            embed = nn.Dense(
-                self.width, kernel_init=init, dtype=jnp.float32, name="token_embed"
-            )  # float32 as the official embedding sum
+        if self.context == "features":  # float32 as the official embedding sum
+            return nn.Dense(self.width, kernel_init=init, dtype=jnp.float32, name="token_embed")
+        rows = self.vocab_size + (self.num_classes + 2 if self.shared_embedding else 0)
+        return nn.Embed(rows, self.width, embedding_init=init, name="token_embed")
+
+    def _embed(
+        self, embed: Any, context: Array | None, prefix: Array, step: Array | int | None
+    ) -> Array:
         if step is not None and is_first(step):
             return prefix
         tokens = embed(context)
         return jnp.concatenate([prefix, tokens], axis=1) if step is None else tokens
+
+    def _step_embed(self, first: Array | int, count: int) -> Array:
+        """[1, count, D]: vectors of the rows' places in the sequence."""
+        init = nn.initializers.normal(self._std)
+        shape = (self.rows + self.spare_steps, self.width)
+        table = self.param("step_embed", init, shape, jnp.float32)
+        return jax.lax.dynamic_slice_in_dim(table, first, count)[None]
+
+    def _target_positions(self, order: Array | None, first: Array | int, count: int) -> Array:
+        return TargetAwarePositions(
+            length=self.schedule.length,
+            width=self.width,
+            prefix_rows=self.prefix_rows,
+            spare=self.spare_positions,
+            init_std=self._std,
+            name="cell_positions",
+        )(order, first, count)
 
     def _add_positions(self, x: Array, first: Array | int, count: int, *, starts: bool) -> Array:
         if self.positions != "learned":
@@ -226,7 +285,7 @@ class Decoder(nn.Module, kw_only=True):
         init = nn.initializers.normal(self._std)
         rows, first_size = self.schedule.length, self.schedule.sizes[0]
         if self.lead:
-            raise ValueError("positions='learned' needs a one-row condition; use condition='class'")
+            raise ValueError("positions='learned' has no place for rows before the first step's")
         position = self.param("position", init, (rows, self.width), jnp.float32)
         scale = self.param("scale_embed", init, (len(self.schedule.grids), self.width), jnp.float32)
         start = self.param("position_start", init, (first_size, self.width), jnp.float32)
@@ -270,7 +329,9 @@ class Decoder(nn.Module, kw_only=True):
         x = x.astype(jnp.float32)
         if self.norm == "rmsnorm":
             x = RMSNorm(epsilon=self.norm_epsilon, name="final_norm")(x)
-        else:
+        elif self.norm == "affine_layernorm" and self.modulation == "none":
+            x = LayerNorm(epsilon=self.norm_epsilon, name="final_norm")(x)
+        else:  # adaptive norms have their scales and shifts from the condition
             x = layer_norm(x, epsilon=self.norm_epsilon)
         if self.modulation == "none":
             return x
@@ -278,8 +339,8 @@ class Decoder(nn.Module, kw_only=True):
         modulation = Modulation(
             vectors=2, kernel_init=init, dtype=jnp.float32, name="final_modulation"
         )
-        scale, shift = jnp.split(modulation(vector), 2, axis=1)  # each [B, 1, D]
-        return x * (1 + scale) + shift
+        vectors = modulation(vector)  # [B, 1 or n, 2, D]
+        return x * (1 + vectors[:, :, 0]) + vectors[:, :, 1]
 
     def _block_fields(self) -> tuple:
         head_width = self.width // self.heads
@@ -296,7 +357,9 @@ class Decoder(nn.Module, kw_only=True):
             activation=self.activation,
             gated=self.gated,
             mlp_bias=self.mlp_bias,
+            attention_dropout=self.attention_dropout,
             residual_dropout=self.residual_dropout,
+            mlp_hidden_dropout=self.mlp_hidden_dropout,
             mlp_dropout=self.mlp_dropout,
             init_std=self._std,
             out_init_std=self._std * depth_factor,

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
 
 
-def attend(q: Array, k: Array, v: Array, *, mask: Array | None, scale: float) -> Array:
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None,
+    scale: float,
+    dropout: Callable[[Array], Array] | None = None,
+) -> Array:
     """Softmax attention with float32 logits and softmax.
 
     Args:
@@ -17,6 +27,7 @@ def attend(q: Array, k: Array, v: Array, *, mask: Array | None, scale: float) ->
         v: values [B, T, H, K].
         mask: bool, broadcastable to [B, H, Q, T], True where visible; None means all.
         scale: factor on the dot products.
+        dropout: applied to the softmax's weights [B, H, Q, T].
 
     Returns:
         [B, Q, H, K] in the dtype of ``v``.
@@ -25,6 +36,8 @@ def attend(q: Array, k: Array, v: Array, *, mask: Array | None, scale: float) ->
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    if dropout is not None:
+        weights = dropout(weights)
     return jnp.einsum("bhqt,bthk->bqhk", weights, v)
 
 

@@ -1,12 +1,11 @@
 """The transformer block and the stack of blocks: scanned for training, unrolled for sampling.
 
-One block whose fields give VAR's (adaptive layer norm, cosine attention, tanh-GELU) and LlamaGen's
-(RMSNorm, rotary positions, SwiGLU).
+One block whose fields give VAR's (adaptive layer norm, cosine attention, tanh-GELU), LlamaGen's
+(RMSNorm, rotary positions, SwiGLU) and RAR's (affine layer norm adapted at every position).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +15,8 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ar_jax.nn.attention import attend
-from ar_jax.nn.layers import MLP, RMSNorm, drop_path, layer_norm, unit
+from ar_jax.nn.layers import MLP, LayerNorm, RMSNorm, drop_path, layer_norm, unit
+from ar_jax.nn.modulation import Modulation, modulation_init
 from ar_jax.nn.positions import rotate
 
 Array = jax.Array
@@ -32,16 +32,21 @@ class Attention(nn.Module, kw_only=True):
     """Multi-head self-attention over the rows given and, with a cache, all earlier ones.
 
     Attributes:
-        qk_norm: 'none', or 'cosine': unit queries and keys with a learned scale per head, stored
-            as a logarithm and capped at ln 100 (VAR).
+        qk_norm: 'none'; 'cosine': unit queries and keys with a learned scale per head, stored as a
+            logarithm and capped at ln 100 (VAR); 'layernorm': affine layer norms of queries and of
+            keys over the head's width, shared by all heads (RAR).
+        qk_norm_epsilon: of these layer norms.
         logit_scale: factor on the dot products without cosine attention.
-        bias: 'none' or 'qv': biases for queries, values and the output (VAR has none for keys).
+        bias: 'none', 'qv': biases for queries, values and the output (VAR), or 'qkv': for keys too.
+        dropout: rate on the softmax's weights.
     """
 
     heads: int
     qk_norm: str
+    qk_norm_epsilon: float
     logit_scale: float
     bias: str
+    dropout: float
     kernel_init: Initializer
     out_init: Initializer
     dtype: DTypeLike
@@ -55,6 +60,7 @@ class Attention(nn.Module, kw_only=True):
         cache: tuple[Array, Array] | None,  # each [B, T, H, K]
         start: Array | int,  # cache row of the first query
         visible: int | None,  # cache rows that can be seen at all, if known when tracing
+        train: bool,
     ) -> tuple[Array, tuple[Array, Array] | None]:
         width = x.shape[-1]
 
@@ -69,9 +75,9 @@ class Attention(nn.Module, kw_only=True):
                 name=name,
             )
 
-        q = project("query", self.bias == "qv")(x)  # [B, Q, H, K]
-        k = project("key", False)(x)
-        v = project("value", self.bias == "qv")(x)
+        q = project("query", self.bias != "none")(x)  # [B, Q, H, K]
+        k = project("key", self.bias == "qkv")(x)
+        v = project("value", self.bias != "none")(x)
         scale = self.logit_scale
         if self.qk_norm == "cosine":
             log_scale = self.param(
@@ -79,16 +85,22 @@ class Attention(nn.Module, kw_only=True):
             )
             q = unit(q) * jnp.exp(jnp.minimum(log_scale, jnp.log(100.0)))[None, None, :, None]
             q, k, scale = q.astype(self.dtype), unit(k).astype(self.dtype), 1.0
+        if self.qk_norm == "layernorm":
+            q, k = (
+                LayerNorm(epsilon=self.qk_norm_epsilon, name=name)(rows).astype(self.dtype)
+                for name, rows in (("query_norm", q), ("key_norm", k))
+            )
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         if cache is not None:
             cache = write(cache[0], k, start), write(cache[1], v, start)
             k, v = (rows[:, :visible] for rows in cache)
-        out = attend(q, k, v, mask=mask, scale=scale)  # [B, Q, H, K]
+        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        out = attend(q, k, v, mask=mask, scale=scale, dropout=dropout)  # [B, Q, H, K]
         out = nn.DenseGeneral(
             width,
             axis=(-2, -1),
-            use_bias=self.bias == "qv",
+            use_bias=self.bias != "none",
             kernel_init=self.out_init,
             dtype=self.dtype,
             name="out",
@@ -105,7 +117,7 @@ class Block(nn.Module, kw_only=True):
     """Pre-norm attention and feed-forward with optional adaptive norms and residual gates.
 
     Attributes:
-        norm: 'layernorm' (no parameters) or 'rmsnorm' (with scale).
+        norm: 'layernorm' (no parameters), 'affine_layernorm' (scale and bias) or 'rmsnorm' (scale).
         modulation: 'none'; 'own': six vectors from the condition by this block's linear layer;
             'shared': the given vectors plus this block's own table (VAR's shared AdaLN).
         gate_init, modulation_init: factors on the initial gates and on scales and shifts.
@@ -122,7 +134,9 @@ class Block(nn.Module, kw_only=True):
     activation: str
     gated: bool
     mlp_bias: bool
+    attention_dropout: float
     residual_dropout: float
+    mlp_hidden_dropout: float
     mlp_dropout: float
     init_std: float
     out_init_std: float
@@ -135,7 +149,7 @@ class Block(nn.Module, kw_only=True):
         self,
         x: Array,  # [B, Q, D]
         drop_rate: Array,  # scalar, this block's stochastic depth
-        condition: Array | None,  # [B, D] for 'own', [B, 6, D] for 'shared'
+        condition: Array | None,  # [B, R, D] for 'own', [B, R, 6, D] for 'shared'; R is 1 or Q
         rope: Array | None,
         mask: Array | None,
         cache: tuple[Array, Array] | None,
@@ -147,7 +161,7 @@ class Block(nn.Module, kw_only=True):
         x = nn.with_logical_constraint(x, ("batch", None, None))
         init = nn.initializers.normal(self.init_std)
         out_init = nn.initializers.normal(self.out_init_std)
-        modulation = self._modulation(condition, x.shape[-1])  # six of [B, 1, D], or None
+        modulation = self._modulation(condition, x.shape[-1])  # six of [B, R, D], or None
 
         def branch(x: Array, name: str, index: int) -> Array:
             h = self._normalise(x, name)
@@ -166,31 +180,37 @@ class Block(nn.Module, kw_only=True):
         attention = Attention(
             heads=self.heads,
             qk_norm=self.qk_norm,
+            qk_norm_epsilon=self.norm_epsilon,
             logit_scale=self.logit_scale,
             bias=self.attention_bias,
+            dropout=self.attention_dropout,
             kernel_init=init,
             out_init=out_init,
             dtype=self.dtype,
             name="attention",
         )
-        out, cache = attention(branch(x, "attention_norm", 0), rope, mask, cache, start, visible)
+        h = branch(x, "attention_norm", 0)
+        out, cache = attention(h, rope, mask, cache, start, visible, train)
         x = residual(x, out, 0, self.residual_dropout)
         mlp = MLP(
             hidden=self.mlp_hidden,
             activation=self.activation,
             gated=self.gated,
             bias=self.mlp_bias,
+            hidden_dropout=self.mlp_hidden_dropout,
             kernel_init=init,
             out_init=out_init,
             dtype=self.dtype,
             name="mlp",
         )
-        x = residual(x, mlp(branch(x, "mlp_norm", 1)), 1, self.mlp_dropout)
+        x = residual(x, mlp(branch(x, "mlp_norm", 1), train), 1, self.mlp_dropout)
         return x, cache
 
     def _normalise(self, x: Array, name: str) -> Array:
         if self.norm == "rmsnorm":
             return RMSNorm(epsilon=self.norm_epsilon, name=name)(x)
+        if self.norm == "affine_layernorm":
+            return LayerNorm(epsilon=self.norm_epsilon, name=name)(x)
         return layer_norm(x, epsilon=self.norm_epsilon)
 
     def _modulation(self, condition: Array | None, width: int) -> list[Array] | None:
@@ -206,38 +226,8 @@ class Block(nn.Module, kw_only=True):
         else:
             table_init = modulation_init(width**-0.5, self.gate_init, self.modulation_init)
             table = self.param("modulation_table", table_init, (6, width), jnp.float32)
-            vectors = condition + table[None]
-        return [vectors[:, None, i] for i in range(6)]
-
-
-def modulation_init(std: float, gate: float, rest: float) -> Callable[..., Array]:
-    """Normal initialiser for [..., 6, D] whose first two vectors, the gates, start near zero."""
-
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        factors = jnp.array([gate, gate, rest, rest, rest, rest], dtype)
-        factors = jnp.broadcast_to(factors[:, None], shape)
-        return jax.random.normal(key, shape, dtype) * std * factors
-
-    return init
-
-
-class Modulation(nn.Module, kw_only=True):
-    """SiLU then a linear layer: a condition [B, D] to float32 vectors [B, n, D]."""
-
-    vectors: int
-    kernel_init: Callable[..., Array]
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, condition: Array) -> Array:
-        shape = (condition.shape[-1], self.vectors, condition.shape[-1])
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
-        hidden = jax.nn.silu(condition.astype(jnp.float32)).astype(self.dtype)
-        out = jnp.einsum(
-            "bd,dne->bne", hidden, kernel.astype(self.dtype), preferred_element_type=jnp.float32
-        )
-        return out + bias[None]
+            vectors = condition + table[None, None]
+        return [vectors[:, :, i] for i in range(6)]
 
 
 class Stack(nn.Module, kw_only=True):

@@ -18,6 +18,21 @@ def layer_norm(x: Array, *, epsilon: float) -> Array:
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
 
 
+class LayerNorm(nn.Module, kw_only=True):
+    """`layer_norm` times a scale plus a bias, in float32."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, width, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, width, jnp.float32)
+        ahead = tuple(range(x.ndim - 1))
+        normed = layer_norm(x, epsilon=self.epsilon)
+        return normed * jnp.expand_dims(scale, ahead) + jnp.expand_dims(bias, ahead)
+
+
 class RMSNorm(nn.Module, kw_only=True):
     """x / rms(x) * scale (arXiv:1910.07467), in float32."""
 
@@ -65,18 +80,20 @@ class MLP(nn.Module, kw_only=True):
         activation: see `activate`.
         gated: ``down(act(gate x) * up x)`` instead of ``down(act(up x))``.
         bias: whether the projections have biases.
+        hidden_dropout: rate after the activation.
     """
 
     hidden: int
     activation: str
     gated: bool
     bias: bool
+    hidden_dropout: float = 0.0
     kernel_init: Initializer
     out_init: Initializer
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, train: bool = False) -> Array:
         def dense(features: int, name: str, init: Initializer) -> nn.Dense:
             return nn.Dense(
                 features, use_bias=self.bias, kernel_init=init, dtype=self.dtype, name=name
@@ -89,4 +106,5 @@ class MLP(nn.Module, kw_only=True):
             )
         else:
             hidden = activate(hidden, self.activation)
+        hidden = nn.Dropout(self.hidden_dropout, deterministic=not train)(hidden)
         return dense(x.shape[-1], "down", self.out_init)(hidden)

@@ -50,7 +50,8 @@ RULES: tuple[Rule, ...] = (
     # One row of it for an image: split, XLA would gather the table and move the rows in each step.
     Rule(pattern=r"(^|/)class_embed/embedding$", axes=()),
     Rule(
-        pattern=r"(^|/)(position|position_start|scale_embed|modulation_table|null_caption)$",
+        pattern=r"(^|/)(position|position_start|scale_embed|modulation_table|null_caption"
+        r"|cell_positions/\w+|step_embed|start_row)$",
         axes=("embed",),
         may_replicate=True,
     ),
