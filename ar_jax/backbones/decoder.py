@@ -47,6 +47,7 @@ class Decoder(nn.Module, kw_only=True):
             the adaptive norms, which then differs from row to row (RAR).
         spare_steps: rows of that table that nothing reads.
         norm, modulation, qk_norm, ...: see `ar_jax.nn.blocks`. logit_scale None: K ** -0.5.
+        kv_heads: heads of keys and values; None: as many as of queries.
         mlp_hidden: None: 4 D.
         init_std: of linear layers and embeddings; None: sqrt(1 / (3 D)), VAR's.
         depth_scaled_init: divide the residual outputs' std by sqrt(2 depth).
@@ -56,6 +57,7 @@ class Decoder(nn.Module, kw_only=True):
     width: int
     depth: int
     heads: int
+    kv_heads: int | None = None
     condition: str = "class"
     num_classes: int = 0
     caption_length: int = 0
@@ -137,7 +139,7 @@ class Decoder(nn.Module, kw_only=True):
 
     def init_cache(self, batch_size: int) -> Cache:
         """An empty cache in the compute dtype."""
-        shape = (batch_size, self.rows, self.heads, self.width // self.heads)
+        shape = (batch_size, self.rows, self.kv_heads or self.heads, self.width // self.heads)
 
         def empty() -> tuple[Array, ...]:
             return tuple(jnp.zeros(shape, self.dtype) for _ in range(self.depth))
@@ -347,6 +349,7 @@ class Decoder(nn.Module, kw_only=True):
         depth_factor = (2 * self.depth) ** -0.5 if self.depth_scaled_init else 1.0
         fields = dict(
             heads=self.heads,
+            kv_heads=self.kv_heads or self.heads,
             mlp_hidden=self.mlp_hidden or 4 * self.width,
             norm=self.norm,
             norm_epsilon=self.norm_epsilon,

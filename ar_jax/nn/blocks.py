@@ -32,6 +32,8 @@ class Attention(nn.Module, kw_only=True):
     """Multi-head self-attention over the rows given and, with a cache, all earlier ones.
 
     Attributes:
+        kv_heads: heads of keys and values, each serving heads / kv_heads of queries
+            (arXiv:2305.13245).
         qk_norm: 'none'; 'cosine': unit queries and keys with a learned scale per head, stored as a
             logarithm and capped at ln 100 (VAR); 'layernorm': affine layer norms of queries and of
             keys over the head's width, shared by all heads (RAR).
@@ -42,6 +44,7 @@ class Attention(nn.Module, kw_only=True):
     """
 
     heads: int
+    kv_heads: int
     qk_norm: str
     qk_norm_epsilon: float
     logit_scale: float
@@ -64,20 +67,20 @@ class Attention(nn.Module, kw_only=True):
     ) -> tuple[Array, tuple[Array, Array] | None]:
         width = x.shape[-1]
 
-        def project(name: str, bias: bool) -> nn.DenseGeneral:
+        def project(name: str, heads: int, bias: bool) -> nn.DenseGeneral:
             # Three kernels instead of a fused one: slicing a fused product costs a CPU more than
             # the product, and cuts across the heads that tensor parallelism splits.
             return nn.DenseGeneral(
-                (self.heads, width // self.heads),
+                (heads, width // self.heads),
                 use_bias=bias,
                 kernel_init=self.kernel_init,
                 dtype=self.dtype,
                 name=name,
             )
 
-        q = project("query", self.bias != "none")(x)  # [B, Q, H, K]
-        k = project("key", self.bias == "qkv")(x)
-        v = project("value", self.bias != "none")(x)
+        q = project("query", self.heads, self.bias != "none")(x)  # [B, Q, H, K]
+        k = project("key", self.kv_heads, self.bias == "qkv")(x)
+        v = project("value", self.kv_heads, self.bias != "none")(x)
         scale = self.logit_scale
         if self.qk_norm == "cosine":
             log_scale = self.param(
@@ -95,6 +98,8 @@ class Attention(nn.Module, kw_only=True):
         if cache is not None:
             cache = write(cache[0], k, start), write(cache[1], v, start)
             k, v = (rows[:, :visible] for rows in cache)
+        if self.kv_heads != self.heads:
+            k, v = (rows.repeat(self.heads // self.kv_heads, axis=2) for rows in (k, v))
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         out = attend(q, k, v, mask=mask, scale=scale, dropout=dropout)  # [B, Q, H, K]
         out = nn.DenseGeneral(
@@ -124,6 +129,7 @@ class Block(nn.Module, kw_only=True):
     """
 
     heads: int
+    kv_heads: int
     mlp_hidden: int
     norm: str
     norm_epsilon: float
@@ -179,6 +185,7 @@ class Block(nn.Module, kw_only=True):
 
         attention = Attention(
             heads=self.heads,
+            kv_heads=self.kv_heads,
             qk_norm=self.qk_norm,
             qk_norm_epsilon=self.norm_epsilon,
             logit_scale=self.logit_scale,
