@@ -12,6 +12,7 @@ import numpy as np
 
 from ar_jax.api import System
 from ar_jax.build import build_system
+from ar_jax.convert.parity.stepwise import teacher_forced
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.sampling.loop import CachedSampler
@@ -23,7 +24,6 @@ from tests.golden_weights import (
     to_ours,
     tokenizer_places,
 )
-from tests.stepwise import teacher_forced
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.api import System
+from ar_jax.convert.parity.stepwise import teacher_forced
 from ar_jax.sampling.loop import CachedSampler
 from tests.golden_weights import Case, Places
-from tests.stepwise import teacher_forced
 
 
 @dataclasses.dataclass(frozen=True)

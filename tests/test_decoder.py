@@ -15,11 +15,11 @@ import pytest
 
 from ar_jax.api import System
 from ar_jax.backbones import decoder as decoder_module
+from ar_jax.convert.parity.stepwise import stepwise_logits, teacher_forced
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.sampling.guidance import Guidance
 from tests.modules import apply
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.stepwise import stepwise_logits, teacher_forced
 from tests.toy_systems import toy_captions, toy_codes, toy_labels, toy_params, toy_system
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -52,6 +52,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "raster",
         dict(schedule=dict(grid=(4, 6)), autoencoder=dict(image_size=(8, 12))),
     ),
+    "fewer key heads": ("raster", dict(backbone=dict(heads=4, kv_heads=2))),
     "text": ("raster", dict(backbone=TEXT)),
 }
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ar_jax.convert.parity.stepwise import stepwise_logits, teacher_forced
 from ar_jax.nn.blocks import Block
 from ar_jax.nn.positions import rope_2d
 from ar_jax.objectives.likelihood import Likelihood
@@ -30,7 +31,6 @@ from tests.golden_weights import (
     to_official,
 )
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.stepwise import stepwise_logits, teacher_forced
 
 CASE = "llamagen/tiny"
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from ar_jax.build import build_system
+from ar_jax.convert.parity.stepwise import stepwise_logits, teacher_forced
 from ar_jax.nn.blocks import Block
 from ar_jax.nn.resize import area_matrix, bicubic_matrix
 from ar_jax.objectives.likelihood import Likelihood, empty_cond
@@ -27,7 +28,6 @@ from ar_jax.tokenizers.quantizers import phi_indices
 from tests.golden_var import Var, var_config
 from tests.golden_weights import Case, to_official, to_ours, tokenizer_places, var_places
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.stepwise import stepwise_logits, teacher_forced
 
 RELATIVE, LOGITS, FEATURES = 5e-5, 2e-4, 5e-5
 RUNS = ("greedy", "plain", "topkp")

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ar_jax.convert.parity.stepwise import teacher_forced
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.tokenizers.tokenizer import to_float
 from tests.modules import apply
 from tests.objective_calls import BATCH, KEY, close, gradient_of, loss_of, replicated, sharded
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.stepwise import teacher_forced
 from tests.toy_systems import toy_codes, toy_labels, toy_system
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

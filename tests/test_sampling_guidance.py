@@ -13,7 +13,10 @@ STEPS, W = 7, 3.5
 FORMS = {
     "constant": lambda r: W,
     "linear": lambda r: 1 + (W - 1) * r,
-    "power_cosine": lambda r: 1 + (W - 1) * 0.5 * (1 - math.cos(math.pi * r**2.5)),
+    # Counts to the step after the last.
+    "power_cosine": lambda r: (
+        1 + (W - 1) * 0.5 * (1 - math.cos(math.pi * (r * (STEPS - 1) / STEPS) ** 2.5))
+    ),
     "linear_excess": lambda r: 1 + W * r,
 }
 

@@ -13,12 +13,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ar_jax.api import System
+from ar_jax.convert.parity.stepwise import teacher_forced
 from ar_jax.sampling.filters import Knobs, truncate
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import CachedSampler, draw_codes, image_keys
 from tests.modules import apply
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.stepwise import teacher_forced
 from tests.toy_systems import CLASSES, toy_labels, toy_system
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

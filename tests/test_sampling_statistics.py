@@ -17,12 +17,12 @@ import pytest
 from scipy import stats
 
 from ar_jax.api import System
+from ar_jax.convert.parity.stepwise import teacher_forced
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.sampling import loop
 from ar_jax.sampling.filters import Knobs, truncate
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import CachedSampler, image_keys
-from tests.stepwise import teacher_forced
 from tests.toy_systems import toy_system
 
 V, DRAWS, BATCH, LABEL = 4, 40_000, 8_000, 1

@@ -14,7 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from ar_jax.convert.part import Part, to_params
 
 Measured = tuple[float, float]  # largest absolute difference, relative norm
 
@@ -28,12 +32,14 @@ class Case:
         spec: spec.json.
         io: name -> array of io.npz.
         measured: name or pattern -> float32-against-float64 difference of the official code.
+        selected: name -> which part of the whole array was recorded, where the README says.
     """
 
     name: str
     spec: dict[str, Any]
     io: dict[str, np.ndarray]
     measured: dict[str, Measured]
+    selected: dict[str, tuple[slice, ...]]
 
     @classmethod
     def load(cls, folder: str | Path) -> Case:
@@ -50,7 +56,7 @@ class Case:
         with np.load(folder / "io.npz") as stored:
             io = {key: stored[key] for key in stored.files}
         readme = (folder / "README.md").read_text(encoding="utf-8")
-        return cls(str(folder), spec, io, read_measured(readme))
+        return cls(str(folder), spec, io, read_measured(readme), read_selected(readme))
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.io[name]
@@ -68,6 +74,29 @@ class Case:
     def keys(self, part: str) -> list[str]:
         """All keys of a sub-model's state_dict, buffers included."""
         return [tensor["key"] for tensor in self.tensors(part)]
+
+    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """Official key -> shape, buffers included."""
+        return {tensor["key"]: tuple(tensor["shape"]) for tensor in self.tensors(part)}
+
+    def params(self, name: str, part: Part, expected: Any) -> Any:
+        """Our parameters of a sub-model's regenerated tensors, as a converter makes them.
+
+        Raises:
+            ValueError: a parameter or buffer of the case has no place in ours, or the reverse.
+        """
+        for tensor in self.tensors(name):
+            if tensor["kind"] != "param" and tensor["key"] not in part.buffers:
+                raise ValueError(f"{self.name}: buffer {tensor['key']!r} of {name} is not known")
+        params = to_params(part, self.state_dict(name), expected, f"{self.name} {name}")
+        return jax.tree.map(jnp.asarray, params)
+
+    def select(self, name: str, whole: Any) -> np.ndarray:
+        """The part of an array that was recorded under ``name``."""
+        whole = np.asarray(whole)
+        if whole.shape == self.io[name].shape or name not in self.selected:
+            return whole
+        return whole[self.selected[name]]
 
     def measured_of(self, name: str) -> Measured | None:
         """What the README records for an array, under its name or a pattern with ``*``."""
@@ -100,4 +129,18 @@ def read_measured(readme: str) -> dict[str, Measured]:
             pair = (cells[1], cells[2])
         if pair is not None:
             found[name] = (float(pair[0]), float(pair[1]))
+    return found
+
+
+def read_selected(readme: str) -> dict[str, tuple[slice, ...]]:
+    """Rows of a README's tables that say ``[::4, :8]`` in their text: name -> those slices."""
+    found = {}
+    for line in readme.splitlines():
+        cells = line.strip().strip("|").split("|")
+        said = re.search(r"`\[([\d:, ]*:[\d:, ]*)\]`", "|".join(cells[1:]))
+        if line.startswith("|") and said:
+            axes = [axis.strip().split(":") for axis in said[1].split(",")]
+            found[cells[0].strip().strip("`")] = tuple(
+                slice(*[int(edge) if edge else None for edge in axis]) for axis in axes
+            )
     return found

@@ -1,4 +1,4 @@
-"""The sampler's inner loop, one step at a time, over codes that are already known."""
+"""Logits of every step: the sampler's inner loop over known codes, or all steps at once."""
 
 from __future__ import annotations
 
