@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ar_jax.schedules import Grid
 from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
 from ar_jax.tokenizers.quantizers import Quantized, Quantizer
 
 Array = jax.Array
@@ -18,7 +19,7 @@ Array = jax.Array
 class Tokenizer(nn.Module, kw_only=True):
     """Images float32 [B, H, W, C] in [-1, 1] <-> codes int32 [B, L] in generation order."""
 
-    autoencoder: Autoencoder
+    autoencoder: Autoencoder | PooledAutoencoder
     quantizer: Quantizer
 
     @property
