@@ -45,6 +45,7 @@ class CachedSampler:
         knobs: Knobs | None = None,
         guidance: Guidance | None = None,
         noise: Array | None = None,
+        order: Array | None = None,
     ) -> Samples:
         """Draws one image for every condition.
 
@@ -54,14 +55,18 @@ class CachedSampler:
                 and not on the batch it was drawn in. See `image_keys`.
             knobs: temperature and filters; default plain sampling.
             guidance: default none.
-            noise: float32 [B, L, V] standard Gumbel noise in place of the keys'.
+            noise: float32 [B, L, V] standard Gumbel noise in place of the keys', in the order of
+                the draws.
+            order: int32 [B, L], the cell of every draw; default the schedule's own order. Needs a
+                decoder with target-aware positions.
 
         Returns:
-            codes int32 [B, L] and images float32 [B, H, W, C] in [-1, 1].
+            codes int32 [B, L] in the schedule's own order, images float32 [B, H, W, C] in [-1, 1],
+            and the order if one was given.
 
         Raises:
-            ValueError: if keys or noise are not one for every condition, or the tokenizer cannot
-                mix codes for ``knobs.smooth``.
+            ValueError: if keys, noise or order are not one for every condition, an order is no
+                permutation, or the tokenizer cannot mix codes for ``knobs.smooth``.
         """
         schedule = self.system.schedule
         batch_size = len(jax.tree.leaves(cond)[0])
@@ -74,13 +79,15 @@ class CachedSampler:
                 f"the noise has the shape {noise.shape}; it must begin with "
                 f"{(batch_size, schedule.length)}, images and codes"
             )
+        if order is not None:
+            order = check_order(order, batch_size, schedule.length)
         scales = (guidance or Guidance()).scales(schedule.num_steps)
         knobs = (knobs or Knobs()).as_arrays()
         guided = bool(np.any(scales != 1.0))
-        inputs = (self.system, self.params, cond, keys, knobs, jnp.asarray(scales), noise)
+        inputs = (self.system, self.params, cond, keys, knobs, jnp.asarray(scales), noise, order)
         if not knobs.smooth:
             codes = draw_codes(*inputs, guided=guided)
-            return Samples(codes=codes, images=self.decode(codes))
+            return Samples(codes=codes, images=self.decode(codes), order=order)
         if not self.system.tokenizer.quantizer.mixes:
             raise ValueError(
                 "sampling.smooth=True mixes code vectors between scales, but the steps of this "
@@ -93,6 +100,17 @@ class CachedSampler:
     def decode(self, codes: Array, steps: int | None = None) -> Array:
         """Images [B, H, W, C] in [-1, 1] of what the first ``steps`` steps determine."""
         return decode_codes(self.system, self.params["tokenizer"], codes, steps=steps)
+
+
+def check_order(order: Any, batch_size: int, length: int) -> Array:
+    """``order`` as int32 [B, L]; ValueError unless its rows are permutations of 0 ... L - 1."""
+    cells = np.asarray(order)
+    if cells.shape != (batch_size, length) or not (np.sort(cells) == np.arange(length)).all():
+        raise ValueError(
+            f"the order has the shape {cells.shape}; it must be {(batch_size, length)} and each row "
+            f"a permutation of the cells 0 to {length - 1}"
+        )
+    return jnp.asarray(cells, jnp.int32)
 
 
 def image_keys(seed: int, first: int, count: int) -> Array:
@@ -122,11 +140,12 @@ def draw_codes(
     knobs: Knobs,
     scales: Array,
     noise: Array | None,
+    order: Array | None = None,
     *,
     guided: bool,
 ) -> Array:
     """The sampling program: codes int32 [B, L]. See `CachedSampler.__call__`."""
-    return _draw(system, params, cond, keys, knobs, scales, noise, guided=guided)[0]
+    return draw_steps(system, params, cond, keys, knobs, scales, noise, order, guided=guided)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("system", "guided"))
@@ -138,14 +157,15 @@ def draw_features(
     knobs: Knobs,
     scales: Array,
     noise: Array | None,
+    order: Array | None = None,
     *,
     guided: bool,
 ) -> tuple[Array, Array]:
     """As `draw_codes` for smooth draws: (codes of largest weight, features [B, h, w, C])."""
-    return _draw(system, params, cond, keys, knobs, scales, noise, guided=guided)
+    return draw_steps(system, params, cond, keys, knobs, scales, noise, order, guided=guided)
 
 
-def _draw(
+def draw_steps(
     system: System,
     params: Params,
     cond: Cond,
@@ -153,21 +173,23 @@ def _draw(
     knobs: Knobs,
     scales: Array,
     noise: Array | None,
+    order: Array | None = None,
     *,
     guided: bool,
 ) -> tuple[Array, Any]:
-    """(codes int32 [B, L], what the tokenizer carries after the last step)."""
+    """The program itself, not compiled: (codes [B, L], what the tokenizer carries at the end)."""
     schedule, batch_size = system.schedule, len(keys)
     if guided:
         null = system.backbone.conditioner.null(cond)
         cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
+    orders = jnp.concatenate([order, order]) if guided and order is not None else order
 
     def step(index: Any, context: Array | None, carry: Any, cache: Cache) -> tuple:
         """One step: (codes [B, n], the tokenizer's carry, next context, cache)."""
         if guided and context is not None:
             context = jnp.concatenate([context, context])
         hidden, cache = system.backbone.apply(
-            {"params": params["backbone"]}, context, cond, step=index, cache=cache
+            {"params": params["backbone"]}, context, cond, order=orders, step=index, cache=cache
         )
         logits = system.head.apply({"params": params["head"]}, hidden)  # [B or 2B, n, V]
         if guided:
@@ -210,9 +232,16 @@ def _draw(
         state = (context, carry, cache)
         (_, carry, _), rest = jax.lax.scan(body, state, jnp.arange(1, schedule.num_steps))
         rest = jnp.moveaxis(rest, 0, 1).reshape(batch_size, -1)  # [S-1, B, n] -> [B, L-n]
-        return jnp.concatenate([codes, rest], axis=1), carry
+        return to_cells(jnp.concatenate([codes, rest], axis=1), order), carry
     drawn = [codes]
     for index in range(1, schedule.num_steps):
         codes, carry, context, cache = step(index, context, carry, cache)
         drawn.append(codes)
-    return jnp.concatenate(drawn, axis=1), carry
+    return to_cells(jnp.concatenate(drawn, axis=1), order), carry
+
+
+def to_cells(codes: Array, order: Array | None) -> Array:
+    """Codes [B, L] as they were drawn, at the positions ``order`` [B, L] that they belong to."""
+    if order is None:
+        return codes
+    return jnp.zeros_like(codes).at[jnp.arange(len(codes))[:, None], order].set(codes)

@@ -43,19 +43,20 @@ class Case:
 
     @classmethod
     def load(cls, folder: str | Path) -> Case:
-        """Reads a case.
+        """Reads a case; without a README nothing is known to be measured.
 
         Raises:
             ValueError: names the file that is missing.
         """
         folder = Path(folder)
-        for name in ("spec.json", "io.npz", "README.md"):
+        for name in ("spec.json", "io.npz"):
             if not (folder / name).exists():
                 raise ValueError(f"{folder / name} does not exist: {folder} is no golden case")
         spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
         with np.load(folder / "io.npz") as stored:
             io = {key: stored[key] for key in stored.files}
-        readme = (folder / "README.md").read_text(encoding="utf-8")
+        path = folder / "README.md"
+        readme = path.read_text(encoding="utf-8") if path.exists() else ""
         return cls(str(folder), spec, io, read_measured(readme), read_selected(readme))
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -3,7 +3,8 @@
 Integers, names and the place of infinities must be equal. Floats may differ, by relative norm
 |ours - recorded| / |recorded|, by ten times what the official code's own float32 differs from
 float64, which the case's README records. A measured difference below one rounding unit is luck:
-the unit counts in its place.
+the unit counts in its place. So does, for means and other summaries, what was measured of the array
+that they sum up, in which errors cancel by luck.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import numpy as np
 from ar_jax.convert.parity.case import Case
 
 FACTOR = 10.0
+# For float32 arrays of which the README says nothing.
+UNMEASURED = 5e-6
 
 
 class Family(Protocol):
@@ -27,6 +30,9 @@ class Family(Protocol):
     ``INPUTS`` are patterns of names in io.npz that are inputs or recorded noise. ``outputs`` gives
     every other array as ours computes it, in the layout of the case. ``NOT_APPLICABLE`` says in one
     line why arrays whose name matches a pattern cannot apply to ours.
+
+    It may have ``summarised``, name -> the array that this one sums up or None, and ``LIMITS``,
+    pattern -> tolerance that the cases' README names for these arrays in place of the factor.
     """
 
     INPUTS: Sequence[str]
@@ -75,19 +81,16 @@ def check_case(family: Family, case: Case) -> Iterator[Line]:
                 yield Line(name, "", 0, 0, 0, "the case holds no such array", False)
                 continue
             checked.add(name)
-            yield compare(case, name, ours)
+            yield compare(family, case, name, ours)
     for name in case.io:
         if name in checked or matches(name, family.INPUTS):
             continue
-        reason = next(
-            (why for pattern, why in family.NOT_APPLICABLE.items() if matches(name, [pattern])),
-            None,
-        )
+        reason = _find(family.NOT_APPLICABLE, name)
         origin = "not checked" if reason is None else f"does not apply: {reason}"
         yield Line(name, "", 0, 0, 0, origin, reason is not None)
 
 
-def compare(case: Case, name: str, ours: Any) -> Line:
+def compare(family: Family, case: Case, name: str, ours: Any) -> Line:
     """One array of ours against the recorded one."""
     recorded, ours = case.io[name], np.asarray(ours)
     kind = {"f": "float", "U": "text", "S": "text"}.get(recorded.dtype.kind, "integer")
@@ -101,23 +104,39 @@ def compare(case: Case, name: str, ours: Any) -> Line:
             return Line(name, kind, np.inf, np.inf, 0.0, f"ours is {ours.dtype}", False)
         largest, relative = _difference(ours, recorded)
         return Line(name, kind, largest, relative, 0.0, "equal", largest == 0)
-    tolerance, origin = tolerance_of(case, name)
+    tolerance, origin = tolerance_of(family, case, name)
     largest, relative = _difference(ours, recorded)
     return Line(name, kind, largest, relative, tolerance, origin, relative <= tolerance)
 
 
-def tolerance_of(case: Case, name: str) -> tuple[float, str]:
+def tolerance_of(family: Family, case: Case, name: str) -> tuple[float, str]:
     """(tolerance on the relative norm, where it comes from) of a float array."""
+    limit = _find(getattr(family, "LIMITS", {}), name)
+    if limit is not None:
+        return limit, "the README's limit"
     unit = float(np.finfo(case.io[name].dtype).eps)
+    dtype = case.io[name].dtype
     measured = case.measured_of(name)
-    if measured is not None and measured[1] > unit:
-        return FACTOR * measured[1], f"{FACTOR:g} x {measured[1]:.1e} measured"
-    return FACTOR * unit, f"{FACTOR:g} x {unit:.1e} {case.io[name].dtype} unit"
+    if measured is None:
+        # float64 arrays are tables that both compute in float64.
+        base = UNMEASURED if dtype == np.float32 else unit
+        return FACTOR * base, f"{FACTOR:g} x {base:.1e}, nothing measured"
+    base, origin = max((measured[1], "measured"), (unit, f"{dtype} unit"))
+    whole = getattr(family, "summarised", lambda name: None)(name)
+    summed = None if whole is None else case.measured_of(whole)
+    if summed is not None and summed[1] > base:
+        base, origin = summed[1], f"measured of {whole}"
+    return FACTOR * base, f"{FACTOR:g} x {base:.1e} {origin}"
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a name fits one of the patterns with ``*``."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _find(table: Mapping[str, Any], name: str) -> Any:
+    """Value of the first pattern that fits, or None."""
+    return next((value for pattern, value in table.items() if matches(name, [pattern])), None)
 
 
 def _difference(ours: np.ndarray, recorded: np.ndarray) -> tuple[float, float]:
