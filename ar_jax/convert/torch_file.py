@@ -124,9 +124,9 @@ class _Archive:
         starts, end, before = {}, 0, ""
         for member in sorted(members, key=lambda m: m.header_offset):
             name, offset = member.filename, member.header_offset
-            if offset < end:
+            if 0 <= offset < end:
                 raise ValueError(f"the members {before!r} and {name!r} overlap")
-            if offset + LOCAL_HEADER.size > directory:
+            if not 0 <= offset <= directory - LOCAL_HEADER.size:
                 raise ValueError(f"the member {name!r} lies outside of the file")
             header = self.bytes[offset : offset + LOCAL_HEADER.size].tobytes()
             magic, _, flags, method, *_, name_size, extra_size = LOCAL_HEADER.unpack(header)
