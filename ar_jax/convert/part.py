@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.build import build_objective, build_tokenizer
@@ -22,7 +23,6 @@ from ar_jax.convert.places import (
     to_official,
     to_ours,
 )
-from ar_jax.objectives.tokenizer import TokenizerObjective
 
 TOKENIZER, GENERATOR = "tokenizer", "generator"
 
@@ -32,7 +32,8 @@ class Part:
     """A tokenizer or a generator of a family.
 
     Attributes:
-        section: our config of it. A tokenizer's: ``{'tokenizer': {...}}``. A generator's:
+        section: our config of it. A tokenizer's: 'tokenizer' and, if it is not that of vector
+            quantisers, 'objective'. A generator's:
             'schedule', 'backbone', 'head', 'objective' and the release's 'sampling'.
         places: official key -> our leaves: 'autoencoder/...' and 'quantizer/...' of a tokenizer,
             'backbone/...' and 'head/...' of a generator.
@@ -57,12 +58,11 @@ def empty_params(config: Mapping[str, Any], kind: str) -> Any:
         config: sections 'dtype', 'tokenizer' and, for a generator, those of `Part`.
         kind: 'tokenizer' or 'generator'.
     """
-    objective: Any = (
-        TokenizerObjective(tokenizer=build_tokenizer(config))
-        if kind == TOKENIZER
-        else build_objective(config)
-    )
-    return jax.eval_shape(objective.init, jax.random.key(0))
+    if kind == GENERATOR:
+        return jax.eval_shape(build_objective(config).init, jax.random.key(0))
+    tokenizer: Any = build_tokenizer(config)
+    images = jax.ShapeDtypeStruct((1, *tokenizer.image_shape), jnp.float32)
+    return jax.eval_shape(tokenizer.init, jax.random.key(0), images)["params"]
 
 
 def to_params(part: Part, tensors: Tensors, expected: Any, source: str) -> dict[str, Any]:

@@ -13,11 +13,17 @@ from ar_jax.api import System
 
 @functools.partial(jax.jit, static_argnames="system")
 def stepwise_logits(
-    system: System, params: Any, cond: Any, codes: jax.Array, scales: jax.Array | None
+    system: System,
+    params: Any,
+    cond: Any,
+    codes: jax.Array,
+    scales: jax.Array | None,
+    order: jax.Array | None = None,
 ) -> tuple[jax.Array, list[jax.Array]]:
     """Cached logits [B, L, V] and the contexts [B, n, ...] of all steps after the first.
 
     ``params`` as trained; with ``scales`` [S] the logits are guided: null + s (cond - null).
+    ``codes`` are in the order of ``order`` [B, L], the schedule's own if None.
     """
     schedule, batch = system.schedule, len(codes)
     backbone, unstacked = system.backbone.for_sampling(params["backbone"])
@@ -25,12 +31,15 @@ def stepwise_logits(
         null = backbone.conditioner.null(cond)
         cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
         scales = jnp.asarray(scales)
+        order = None if order is None else jnp.concatenate([order, order])
     tokenizer = {"params": params["tokenizer"]}
 
     def predict(step: Any, context: Any, cache: Any) -> Any:
         if scales is not None and context is not None:
             context = jnp.concatenate([context, context])
-        hidden, cache = backbone.apply({"params": unstacked}, context, cond, step=step, cache=cache)
+        hidden, cache = backbone.apply(
+            {"params": unstacked}, context, cond, order=order, step=step, cache=cache
+        )
         logits: Any = system.head.apply({"params": params["head"]}, hidden)
         if scales is not None:
             logits = logits[batch:] + scales[step] * (logits[:batch] - logits[batch:])
@@ -65,8 +74,10 @@ def stepwise_logits(
     return jnp.concatenate(logits, axis=1), contexts
 
 
-def teacher_forced(system: System, params: Any, cond: Any, codes: jax.Array) -> Any:
-    """Logits [B, L, V] of all steps at once."""
+def teacher_forced(
+    system: System, params: Any, cond: Any, codes: jax.Array, order: jax.Array | None = None
+) -> Any:
+    """Logits [B, L, V] of all steps at once, codes and logits in the order of ``order`` [B, L]."""
     context = system.tokenizer.apply({"params": params["tokenizer"]}, codes, method="contexts")
-    hidden, _ = system.backbone.apply({"params": params["backbone"]}, context, cond)
+    hidden, _ = system.backbone.apply({"params": params["backbone"]}, context, cond, order=order)
     return system.head.apply({"params": params["head"]}, hidden)
