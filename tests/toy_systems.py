@@ -29,7 +29,7 @@ AUTOENCODER = dict(
 
 
 def toy_config(name: str, *, vocab_size: int = 8, **changes: Any) -> dict[str, Any]:
-    """The config of a 'next_scale' (VAR's layers) or 'raster' (LlamaGen's layers) system.
+    """The config of a system: 'next_scale' (VAR's layers), 'raster' (LlamaGen's), 'random' (RAR's).
 
     ``changes`` are dictionaries that update the section of their name.
     """
@@ -57,6 +57,26 @@ def toy_config(name: str, *, vocab_size: int = 8, **changes: Any) -> dict[str, A
             qk_norm="cosine",
             attention_bias="qv",
             activation="gelu_tanh",
+            mlp_bias=True,
+        )
+    elif name == "random":
+        config |= dict(
+            tokenizer=dict(name="vq", codebook_size=vocab_size),
+            schedule=dict(name="random", grid=4),
+        )
+        backbone |= dict(
+            context="codes",
+            vocab_size=vocab_size,
+            shared_embedding=True,
+            start_row=True,
+            positions="target_aware",
+            step_embedding=True,
+            norm="affine_layernorm",
+            norm_epsilon=1e-6,
+            modulation="own",
+            qk_norm="layernorm",
+            attention_bias="qkv",
+            activation="gelu",
             mlp_bias=True,
         )
     else:

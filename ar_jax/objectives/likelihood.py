@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ar_jax.api import Array, Aux, Batch, Cond, Params, Stats, System, weighted_mean
+from ar_jax.objectives.orders import draw_orders, random_share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,13 @@ class Likelihood:
         label_dropout: probability of training a sample on the null condition (for guidance).
         label_smoothing: e of the target (1 - e) one_hot + e / V; training only.
 
+    Schedules of random orders permute the codes of training samples, more and more rarely if they
+    anneal; evaluation keeps the schedule's own order. A batch may hold an ``order`` int32 [B, L],
+    which is then used, in training and in evaluation.
+
     The metrics report loss and accuracy for groups of steps too: every scale of next-scale
-    schedules, quarters of the sequence of raster ones.
+    schedules, quarters of the sequence (in its order) of the others; and the share of permuted
+    samples that training aims at.
     """
 
     system: System
@@ -64,14 +70,21 @@ class Likelihood:
     ) -> tuple[Array, Aux]:
         """See `ar_jax.api.Objective`; ``frozen`` is ``{'tokenizer': ...}``."""
         system, mask = self.system, batch.get("mask")
-        drop_key, dropout_key, path_key = jax.random.split(key, 3)
+        drop_key, dropout_key, path_key, order_key = jax.random.split(key, 4)
         codes = self._codes(frozen, batch)
+        share = random_share(system.schedule, step)
+        order = batch.get("order")
+        if order is None and train and system.schedule.random:
+            order = draw_orders(order_key, share, *codes.shape)
+        if order is not None:
+            codes = jnp.take_along_axis(codes, order, axis=1)
         context = system.tokenizer.apply({"params": frozen["tokenizer"]}, codes, method="contexts")
         cond = self._condition(batch, drop_key, train)
         hidden, _ = system.backbone.apply(
             {"params": params["backbone"]},
             context,
             cond,
+            order=order,
             train=train,
             rngs={"dropout": dropout_key, "drop_path": path_key} if train else None,
         )
@@ -82,6 +95,8 @@ class Likelihood:
             loss = system.head.loss(logits, codes, label_smoothing=self.label_smoothing)
         correct = (jnp.argmax(logits, -1) == codes).astype(jnp.float32)
         metrics = {"nll": weighted_mean(nll, mask), "accuracy": weighted_mean(correct, mask)}
+        if train and system.schedule.random:
+            metrics["random_share"] = share
         for name, (first, last) in self._groups().items():
             metrics[f"nll/{name}"] = weighted_mean(nll[:, first:last], mask)
             metrics[f"accuracy/{name}"] = weighted_mean(correct[:, first:last], mask)

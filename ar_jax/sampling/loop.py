@@ -107,8 +107,8 @@ def check_order(order: Any, batch_size: int, length: int) -> Array:
     cells = np.asarray(order)
     if cells.shape != (batch_size, length) or not (np.sort(cells) == np.arange(length)).all():
         raise ValueError(
-            f"the order has the shape {cells.shape}; it must be {(batch_size, length)} and each row "
-            f"a permutation of the cells 0 to {length - 1}"
+            f"the order has the shape {cells.shape}; it must be {(batch_size, length)}, each row a "
+            f"permutation of the cells 0 to {length - 1}"
         )
     return jnp.asarray(cells, jnp.int32)
 
