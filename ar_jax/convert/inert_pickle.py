@@ -5,8 +5,9 @@ call it. Python's own machine with a restricted `find_class` is not used here: w
 called and written to by the program (REDUCE, NEWOBJ, BUILD), its memo is an array whose size the
 program chooses, and a deeply nested tuple as a key overflows the C stack. This machine
 
-* takes its opcodes from `pickletools.genops`, which reads them and does nothing else;
-* knows only the opcodes that pickles of plain containers and tensors are made of;
+* takes its opcodes and their arguments from the tables of `pickletools`, which only read;
+* knows only the opcodes that pickles of plain containers and tensors are made of, none of those
+  whose arguments are text to be parsed (protocol 0);
 * turns a name (GLOBAL, STACK_GLOBAL) into a `Name`, an inert string, and only if its caller listed
   the name. REDUCE looks the name up in the caller's table; nothing is imported or found by name;
 * lets BUILD follow an ordered dictionary alone, and drops the attributes that it would set;
@@ -28,6 +29,9 @@ from typing import Any
 MAX_BYTES = 16 << 20  # of a pickle; a model of 1,000 tensors takes some 200 KB
 MAX_OPCODES = 2_000_000  # about 60 a tensor
 MAX_BITS = 128  # of an integer; the legacy format's magic number has 80
+
+OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+PARSED = {"INT", "LONG", "STRING", "UNICODE", "FLOAT", "GET", "PUT", "PERSID"}
 
 ADVICE = (
     "only tensors and plain containers (dict, list, tuple, str, numbers, None) are read, and "
@@ -62,22 +66,52 @@ def load(
     Raises:
         ValueError: the pickle is broken, too large, or asks for something else, which is named.
     """
-    opcodes = pickletools.genops(stream)
     machine = _Machine(constructors, persistent)
     for _ in range(MAX_OPCODES):
-        try:
-            opcode, argument, position = next(opcodes)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(f"its pickle is broken or truncated: {error}") from error
-        if opcode.name == "STOP":
+        position = stream.tell()
+        opcode, argument = _next(stream)
+        if opcode == "STOP":
             return machine.result()
         try:
-            machine.step(opcode.name, argument)
+            machine.step(opcode, argument)
         except IndexError as error:
             raise ValueError(
-                f"its pickle is broken: {opcode.name} at byte {position} finds nothing to work on"
+                f"its pickle is broken: {opcode} at byte {position} finds nothing to work on"
             ) from error
     raise ValueError(f"its pickle has more than {MAX_OPCODES:,} opcodes")
+
+
+def _next(stream: io.BytesIO) -> tuple[str, Any]:
+    """Name and argument of the next opcode; lengths are bounded by what the stream holds."""
+    position, code = stream.tell(), stream.read(1)
+    if code not in OPCODES:
+        what = f"{code!r} is no opcode" if code else "it ends without STOP"
+        raise ValueError(f"its pickle is broken or truncated at byte {position}: {what}")
+    opcode = OPCODES[code]
+    if opcode.name in PARSED:
+        raise _needless(opcode.name)
+    try:
+        if opcode.name in ("GLOBAL", "INST"):  # pickletools would look for escapes in the name
+            return opcode.name, f"{_line(stream)} {_line(stream)}"
+        return opcode.name, opcode.arg.reader(stream) if opcode.arg else None
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"its pickle is broken or truncated at byte {position}: {error}"
+        ) from error
+
+
+def _line(stream: io.BytesIO) -> str:
+    line = stream.readline()
+    if not line.endswith(b"\n"):
+        raise ValueError("a name has no end")
+    return line[:-1].decode("utf-8")
+
+
+def _needless(opcode: str) -> ValueError:
+    return ValueError(
+        f"its pickle uses the opcode {opcode}, which tensors and plain containers do not need: "
+        f"{ADVICE}"
+    )
 
 
 def ordered_dict(arguments: tuple[Any, ...]) -> collections.OrderedDict[Any, Any]:
@@ -198,10 +232,7 @@ class _Machine:
             case "EXT1" | "EXT2" | "EXT4":
                 raise refused(f"extension code {argument}")
             case _:
-                raise ValueError(
-                    f"its pickle uses the opcode {opcode}, which tensors and plain containers "
-                    f"do not need: {ADVICE}"
-                )
+                raise _needless(opcode)
 
     def _marked(self) -> list[Any]:
         """What lies above the last mark, which is taken away."""

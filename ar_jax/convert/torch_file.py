@@ -31,7 +31,8 @@ ENCRYPTED, UTF8 = 0x1, 0x800
 # Compressed storages together may be this many times the file: floats shrink by a fifth at best,
 # zeros by a factor of 1,000.
 MAX_RATIO, ALWAYS_ALLOWED = 20, 16 << 20
-BROKEN = (zipfile.BadZipFile, zlib.error, EOFError)
+# RuntimeError: what zipfile raises for features that it does not know.
+BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, struct.error, OverflowError)
 
 
 def read(path: str | Path) -> Any:
@@ -66,7 +67,7 @@ class _Archive:
         try:
             with zipfile.ZipFile(path) as file:
                 members, directory = file.infolist(), file.start_dir
-        except (*BROKEN, OSError, ValueError, struct.error, NotImplementedError) as error:
+        except (*BROKEN, OSError, ValueError) as error:
             raise ValueError(f"its zip directory is broken or truncated: {error}") from error
         self.bytes = np.memmap(path, np.uint8, mode="r")
         self.members = _by_name(members)
