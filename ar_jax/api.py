@@ -37,8 +37,10 @@ class Cache:
 class Samples:
     """What a sampler returns."""
 
-    codes: Array  # int32 [B, L] in generation order
+    codes: Array  # int32 [B, L] or float32 [B, L, C]
     images: Array  # float32 [B, H, W, C] in [-1, 1]
+    # int32 [B, L], the positions in the order in which they were drawn; None: as they are stored.
+    order: Array | None = None
 
 
 @flax.struct.dataclass

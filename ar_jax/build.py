@@ -10,35 +10,53 @@ import jax.numpy as jnp
 import ml_collections
 
 from ar_jax import schedules
-from ar_jax.api import Objective, System
+from ar_jax.api import Objective, Params, System
 from ar_jax.backbones.decoder import Decoder
+from ar_jax.backbones.encoder_decoder import EncoderDecoder
+from ar_jax.consistency import (
+    AnyTokenizer,
+    check_attention,
+    check_latents,
+    check_objective,
+    check_system,
+    check_tokenizer_objective,
+)
 from ar_jax.heads.categorical import CategoricalHead
+from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.nn.blocks import REMAT_POLICIES
 from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood
+from ar_jax.objectives.masked import Masked
 from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
+from ar_jax.sampling.loop import CachedSampler
+from ar_jax.sampling.refine import RefineSampler
 from ar_jax.schedules import Schedule
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.kl import KLTokenizer
+from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
-AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
 Config: TypeAlias = ml_collections.ConfigDict | Mapping[str, Any]
 
 QUANTIZERS = {"vq": VectorQuantizer, "multiscale_vq": MultiScaleQuantizer}
 TOKENIZERS = {**QUANTIZERS, "kl": KLTokenizer}
+AUTOENCODERS = {"strided": Autoencoder, "pooled": PooledAutoencoder}
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "raster": schedules.raster,
     "random": schedules.random,
     "next_scale": schedules.next_scale,
+    "masked": schedules.masked,
 }
-BACKBONES = {"decoder": Decoder}
-HEADS = {"categorical": CategoricalHead}
+BACKBONES = {"decoder": Decoder, "encoder_decoder": EncoderDecoder}
+HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead}
 TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
-OBJECTIVES = {**TOKENIZER_OBJECTIVES, "likelihood": Likelihood}
+OBJECTIVES = {**TOKENIZER_OBJECTIVES, "likelihood": Likelihood, "masked": Masked}
+# How codes are drawn is the backbone's: with a cache step by step, or all that is known each time.
+AnySampler: TypeAlias = CachedSampler | RefineSampler
+SAMPLERS: dict[type, Any] = {Decoder: CachedSampler, EncoderDecoder: RefineSampler}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # Values that modules only compare with, and would otherwise pass over in silence.
@@ -64,17 +82,14 @@ def build_tokenizer(config: Config, dtype: Any = None) -> AnyTokenizer:
     """
     section = _plain(config["tokenizer"])
     form = _choose(TOKENIZERS, section, "tokenizer")
-    autoencoder = _call(
-        Autoencoder,
+    autoencoder = _build_autoencoder(
         _required(section, "autoencoder", "tokenizer"),
-        "tokenizer.autoencoder",
         dtype=_dtype(config) if dtype is None else dtype,
         moments=form is KLTokenizer,
     )
-    _check_attention(autoencoder)
     if form is KLTokenizer:
         tokenizer: KLTokenizer = _call(form, section, "tokenizer", autoencoder=autoencoder)
-        _check_latents(tokenizer)
+        check_latents(tokenizer)
         return tokenizer
     grid = autoencoder.grid
     if form is MultiScaleQuantizer:
@@ -90,6 +105,24 @@ def build_tokenizer(config: Config, dtype: Any = None) -> AnyTokenizer:
         placed = {"grid": grid}
     placed |= {"code_width": autoencoder.code_width}
     return Tokenizer(autoencoder=autoencoder, quantizer=_call(form, section, "tokenizer", **placed))
+
+
+def _build_autoencoder(
+    section: dict[str, Any], *, dtype: Any, moments: bool
+) -> Autoencoder | PooledAutoencoder:
+    """Without a name the section is a 'strided' one."""
+    form = _choose(AUTOENCODERS, {"name": "strided"} | section, "tokenizer.autoencoder")
+    fields = {name: value for name, value in section.items() if name != "name"}
+    if form is PooledAutoencoder:
+        if moments:
+            raise ValueError(
+                "tokenizer.autoencoder.name is 'pooled', which has no posterior: tokenizer.name="
+                "'kl' needs 'strided'"
+            )
+        return _call(form, fields, "tokenizer.autoencoder", dtype=dtype)
+    autoencoder = _call(form, fields, "tokenizer.autoencoder", dtype=dtype, moments=moments)
+    check_attention(autoencoder)
+    return autoencoder
 
 
 def build_schedule(config: Config) -> Schedule:
@@ -120,8 +153,7 @@ def build_system(config: Config) -> System:
     )
     section = _plain(config["head"])
     head = _call(_choose(HEADS, section, "head"), section, "head", dtype=_dtype(config))
-    _check_backbone(backbone, tokenizer)
-    _check_vocabulary("head.vocab_size", head.vocab_size, tokenizer)
+    check_system(tokenizer, backbone, head)
     return System(tokenizer=tokenizer, schedule=schedule, backbone=backbone, head=head)
 
 
@@ -131,14 +163,11 @@ def build_objective(config: Config) -> Objective:
     objective = _choose(OBJECTIVES, section, "objective")
     if objective in TOKENIZER_OBJECTIVES.values():
         tokenizer = build_tokenizer(config)
-        _check_tokenizer_objective(config, tokenizer)
-        if section.get("entropy") and not tokenizer.quantizer.entropy:
-            raise ValueError(
-                f"objective.entropy is {section['entropy']}, but tokenizer.entropy is False, so "
-                "that the term is not computed: set tokenizer.entropy=True"
-            )
+        check_tokenizer_objective(config, tokenizer)
         return _call(objective, section, "objective", tokenizer=tokenizer)
-    return _call(objective, section, "objective", system=build_system(config))
+    system = build_system(config)
+    check_objective(config["objective"]["name"], system.backbone)
+    return _call(objective, section, "objective", system=system)
 
 
 def build_sampling(config: Config) -> tuple[Knobs, Guidance]:
@@ -150,107 +179,14 @@ def build_sampling(config: Config) -> tuple[Knobs, Guidance]:
     return knobs, guidance
 
 
+def create_sampler(system: System, params: Params) -> AnySampler:
+    """The sampler of a system as it was trained and its parameters, all three parts of them."""
+    return SAMPLERS[type(system.backbone)].create(system, params)
+
+
 def trains_tokenizer(config: Config) -> bool:
     """Whether the config trains a tokenizer (else a generator)."""
     return config["objective"]["name"] in TOKENIZER_OBJECTIVES
-
-
-def _check_tokenizer_objective(config: Config, tokenizer: AnyTokenizer) -> None:
-    fits = "tokenizer" if isinstance(tokenizer, Tokenizer) else "kl_tokenizer"
-    if config["objective"]["name"] != fits:
-        raise ValueError(
-            f"objective.name is {config['objective']['name']!r}, but tokenizer.name="
-            f"{config['tokenizer']['name']!r} is trained by {fits!r}"
-        )
-
-
-def _check_attention(autoencoder: Autoencoder) -> None:
-    for part in ("encoder", "decoder"):
-        field = f"tokenizer.autoencoder.{part}_attention"
-        levels = getattr(autoencoder, f"{part}_attention")
-        if levels is None:
-            continue
-        count = len(autoencoder.multipliers)
-        if not autoencoder.attention and levels:
-            raise ValueError(f"{field} is {levels}, but tokenizer.autoencoder.attention is False")
-        if any(not 0 <= level < count for level in levels):
-            raise ValueError(f"{field} is {levels}; there are the levels 0 to {count - 1}")
-
-
-def _check_latents(tokenizer: KLTokenizer) -> None:
-    if tokenizer.patch < 1:
-        raise ValueError(f"tokenizer.patch is {tokenizer.patch}; it must be at least 1")
-    if not tokenizer.scale > 0:
-        raise ValueError(f"tokenizer.scale is {tokenizer.scale}; it must be positive")
-    tokenizer.grids  # noqa: B018  raises where the patch does not divide the latent
-
-
-def _check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
-    if backbone.width % backbone.heads:
-        raise ValueError(
-            f"backbone.width {backbone.width} is not a multiple of backbone.heads {backbone.heads}"
-        )
-    features = isinstance(tokenizer.quantizer, MultiScaleQuantizer)
-    wanted = "features" if features else "codes"
-    if backbone.context != wanted:
-        raise ValueError(
-            f"backbone.context is {backbone.context!r}, but this tokenizer gives {wanted!r}"
-        )
-    if features and backbone.feature_width != tokenizer.autoencoder.code_width:
-        raise ValueError(
-            f"backbone.feature_width is {backbone.feature_width}, but the tokenizer's "
-            f"autoencoder.code_width is {tokenizer.autoencoder.code_width}: make them equal"
-        )
-    if not features:
-        _check_vocabulary("backbone.vocab_size", backbone.vocab_size, tokenizer)
-    if backbone.condition == "class" and backbone.num_classes < 1:
-        raise ValueError(f"backbone.num_classes is {backbone.num_classes}; it must be positive")
-    if backbone.positions == "learned" and backbone.lead:
-        raise ValueError(
-            "backbone.positions='learned' has no place for caption rows or a start_row; use "
-            "positions='rope' with condition='text' or start_row=True"
-        )
-    _check_order(backbone)
-    if backbone.shared_embedding and (backbone.condition, backbone.context) != ("class", "codes"):
-        raise ValueError(
-            "backbone.shared_embedding=True is one table of codes and classes: it needs "
-            f"context='codes' and condition='class', not {backbone.context!r} and "
-            f"{backbone.condition!r}"
-        )
-    if backbone.step_embedding and backbone.modulation == "none":
-        raise ValueError(
-            "backbone.step_embedding=True is a part of the adaptive norms' condition, but "
-            "backbone.modulation is 'none': use 'own' or 'shared', or step_embedding=False"
-        )
-    first = backbone.schedule.sizes[0]
-    if backbone.positions != "learned" and backbone.conditioner.rows < first:
-        raise ValueError(
-            f"backbone.positions is {backbone.positions!r}, but the first step predicts {first} "
-            f"codes at once and the condition has {backbone.conditioner.rows} rows to tell them "
-            "apart: use positions='learned', or a first scale of 1"
-        )
-
-
-def _check_order(backbone: Decoder) -> None:
-    schedule = backbone.schedule
-    if schedule.random and backbone.positions != "target_aware":
-        raise ValueError(
-            f"backbone.positions is {backbone.positions!r}, but schedule.name={schedule.name!r} "
-            "draws random orders: only positions='target_aware' say which cell comes next"
-        )
-    if backbone.positions == "target_aware" and set(schedule.sizes) != {1}:
-        raise ValueError(
-            "backbone.positions='target_aware' takes one code a step; the steps of "
-            f"schedule.name={schedule.name!r} have {sorted(set(schedule.sizes))}: use 'learned'"
-        )
-
-
-def _check_vocabulary(field: str, value: int, tokenizer: Tokenizer) -> None:
-    if value != tokenizer.codebook_size:
-        raise ValueError(
-            f"{field} is {value}, but the tokenizer's codebook_size is "
-            f"{tokenizer.codebook_size}: make them equal"
-        )
 
 
 def _plain(section: Config) -> dict[str, Any]:

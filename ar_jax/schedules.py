@@ -75,6 +75,14 @@ class Schedule:
         return tuple(int(n) for n in np.cumsum((0, *self.sizes[:-1])))
 
     @functools.cached_property
+    def known(self) -> np.ndarray:
+        """Share of the codes that are known after every step, float64 [S].
+
+        One code counts as unknown to the end, as in MAR's guidance schedule.
+        """
+        return np.minimum(np.cumsum(self.sizes), self.length - 1) / self.length
+
+    @functools.cached_property
     def step_id(self) -> np.ndarray:
         """Step of every code position, int32 [L]."""
         return np.repeat(np.arange(self.num_steps, dtype=np.int32), self.sizes)
@@ -122,3 +130,29 @@ def next_scale(*, scales: Sequence[int | Sequence[int]]) -> Schedule:
     """One whole scale a step, coarse to fine (VAR, arXiv:2404.02905)."""
     grids = as_grids(scales)
     return Schedule(name="next_scale", grids=grids, sizes=tuple(r * c for r, c in grids))
+
+
+def masked(*, grid: int | Sequence[int], iterations: int) -> Schedule:
+    """Sets of codes in a random order, few at first (MaskGIT, 2202.04200; MAR, 2406.11838).
+
+    After iteration i (from 0) of S, floor(L cos(pi (i + 1) / 2 S)) codes are still unknown, at
+    least one fewer than before and at least one; the last iteration predicts all that are left.
+
+    Raises:
+        ValueError: more iterations than codes.
+    """
+    grids = as_grids([grid])
+    left = length = grids[0][0] * grids[0][1]
+    if not 1 <= iterations <= length:
+        raise ValueError(
+            f"schedule.iterations is {iterations}; it must be between 1 and the {length} codes of "
+            f"the grid {grids[0]}"
+        )
+    sizes = []
+    for i in range(iterations):
+        # numpy's cosine, as in the official code: the floor depends on its rounding.
+        unknown = int(np.floor(length * np.cos(np.pi / 2.0 * (i + 1) / iterations)))
+        unknown = max(1, min(left - 1, unknown)) if i + 1 < iterations else 0
+        sizes.append(left - unknown)
+        left = unknown
+    return Schedule(name="masked", grids=grids, sizes=tuple(sizes))

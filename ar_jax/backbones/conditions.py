@@ -58,6 +58,31 @@ class ClassCondition(nn.Module, kw_only=True):
         return {"label": null if drop is None else jnp.where(drop, null, cond["label"])}
 
 
+class ClassOrNullCondition(nn.Module, kw_only=True):
+    """A table of class embeddings and, beside it, the null one: MAR's fake latent.
+
+    Condition pytree: ``{'label': int32 [B]}``; the label ``num_classes`` stands for null.
+    """
+
+    num_classes: int
+    width: int
+    init_std: float
+
+    fields = ("label",)
+    null = ClassCondition.null
+    empty = ClassCondition.empty
+
+    @nn.compact
+    def __call__(self, cond: Cond) -> Array:
+        """[B, D]."""
+        init = nn.initializers.normal(self.init_std)
+        table = nn.Embed(self.num_classes, self.width, embedding_init=init, name="class_embed")
+        null = self.param("null_embed", init, (1, self.width), jnp.float32)
+        label = cond["label"]
+        chosen = table(jnp.minimum(label, self.num_classes - 1))
+        return jnp.where((label == self.num_classes)[:, None], null, chosen)
+
+
 class TextCondition(nn.Module, kw_only=True):
     """Caption features through a two-layer projection, left-padded (LlamaGen's text models).
 

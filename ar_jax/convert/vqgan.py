@@ -83,6 +83,14 @@ def read_autoencoder(shapes: Shapes, style: Style, options: Mapping[str, Any]) -
             shapes, lambda i: f"{coarsest[side]}.{style.block.format(index=i)}.conv1.weight"
         )
 
+    def attending(side: str) -> tuple[int, ...]:
+        """Levels with attention."""
+        names = [f"{style.level(side, i, levels)}.attn.0.norm.weight" for i in range(levels)]
+        return tuple(i for i, name in enumerate(names) if name in shapes)
+
+    def in_the_middle(side: str) -> bool:
+        return f"{side}.{style.middle[1]}.norm.weight" in shapes
+
     to_code = shape_of(shapes, "quant_conv.weight")
     found = {
         "image_channels": stem[1],
@@ -92,10 +100,13 @@ def read_autoencoder(shapes: Shapes, style: Style, options: Mapping[str, Any]) -
         "multipliers": tuple(multipliers),
         "encoder_blocks": blocks("encoder"),
         "decoder_blocks": blocks("decoder"),
-        "attention": f"{coarsest['encoder']}.attn.0.norm.weight" in shapes,
+        "attention": bool(in_the_middle("encoder") or attending("encoder")),
         "middle": f"encoder.{style.middle[0]}.conv1.weight" in shapes,
         "projection": to_code[2],
     }
+    for side in RESAMPLE:
+        if found["attention"] and attending(side) != (levels - 1,):
+            found[f"{side}_attention"] = attending(side)
     fields = {name: agree(name, value, options, "the file") for name, value in found.items()}
     fields["image_size"] = agree("image_size", None, options, "")
     fields["groups"] = options.get("groups", 32)
@@ -107,6 +118,8 @@ def autoencoder_places(fields: Mapping[str, Any], style: Style) -> Places:
     multipliers = tuple(fields["multipliers"])
     levels, channels = len(multipliers), fields["channels"]
     attention, middle = fields.get("attention", True), fields.get("middle", True)
+    said = {side: fields.get(f"{side}_attention") for side in RESAMPLE}
+    attending = {side: (levels - 1,) if at is None else tuple(at) for side, at in said.items()}
     widths = [channels * factor for factor in multipliers]
     places: Places = {}
 
@@ -147,7 +160,7 @@ def autoencoder_places(fields: Mapping[str, Any], style: Style) -> Places:
                 official = f"{key}.{style.block.format(index=i)}"
                 block(official, f"{ours}_block{i}", widens=before != widths[level])
                 before = widths[level]
-                if attention and level == levels - 1:
+                if attention and level in attending[side]:
                     attend(f"{key}.attn.{i}", f"{ours}_attention{i}")
             if level < levels - 1 if side == "encoder" else level > 0:
                 resampled = f"{ours}_down" if side == "encoder" else f"{ours}_up"

@@ -127,7 +127,7 @@ class DiffusionHead(nn.Module, kw_only=True):
             null: hidden states [N, D] of the unconditional model, for guidance: the noise estimate
                 becomes null + ``scale`` (cond - null), the variance stays the conditional one's.
         """
-        apply = functools.partial(self.apply, {"params": params})
+        apply: Any = functools.partial(self.apply, {"params": params})
         both = hidden if null is None else jnp.concatenate([hidden, null])
         condition = apply(both, method="embed")
 

@@ -46,9 +46,9 @@ def respace(steps: int, spacing: str) -> tuple[int, ...]:
     """
     if spacing.startswith("ddim"):
         count = _count(spacing[4:], spacing)
-        for stride in range(1, steps):
-            if len(range(0, steps, stride)) == count:
-                return tuple(range(0, steps, stride))
+        for whole in range(1, steps):
+            if len(range(0, steps, whole)) == count:
+                return tuple(range(0, steps, whole))
         raise ValueError(f"spacing {spacing!r}: no integer stride over {steps} steps gives {count}")
     counts = [_count(part, spacing) for part in spacing.split(",")]
     size, left_over = divmod(steps, len(counts))
@@ -60,7 +60,7 @@ def respace(steps: int, spacing: str) -> tuple[int, ...]:
             raise ValueError(
                 f"spacing {spacing!r} wants {count} steps of a section of {length} ({steps} in all)"
             )
-        stride = (length - 1) / (count - 1) if count > 1 else 1
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0  # accumulated, not multiplied: the rounding of halves depends on it
         for _ in range(count):
             kept.append(start + round(position))

@@ -49,9 +49,11 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern=r"(^|/)token_embed/embedding$", axes=("vocab", "embed"), may_replicate=True),
     # One row of it for an image: split, XLA would gather the table and move the rows in each step.
     Rule(pattern=r"(^|/)class_embed/embedding$", axes=()),
+    # Other linear embeddings (of continuous codes, of a hidden state, of a time).
+    Rule(pattern=r"(^|/)\w+_embed(_\d)?/kernel$", axes=("embed",), may_replicate=True),
     Rule(
         pattern=r"(^|/)(position|position_start|scale_embed|modulation_table|null_caption"
-        r"|cell_positions/\w+|step_embed|start_row)$",
+        r"|cell_positions/\w+|step_embed|start_row|\w+_position|mask_token|null_embed)$",
         axes=("embed",),
         may_replicate=True,
     ),

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-KINDS = ("constant", "linear", "power_cosine", "linear_excess")
+KINDS = ("constant", "linear", "linear_known", "power_cosine", "linear_excess")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,11 @@ class Guidance:
 
     Attributes:
         scale: w; 1 is no guidance.
-        kind: 'constant': w. 'linear': 1 + (w - 1) r (MAR). 'power_cosine': 1 + (w - 1)
-            (1 - cos(pi r^power)) / 2 (RAR). 'linear_excess': 1 + w r, VAR's convention, whose
-            official cfg 1.5 means 2.5 at the last scale.
+        kind: 'constant': w. 'linear': 1 + (w - 1) r. 'linear_known': 1 + (w - 1) k_s, k_s the
+            share of the codes that is known after step s (MAR). 'power_cosine': 1 + (w - 1)
+            (1 - cos(pi q^power)) / 2 with q = s / S, so that the last step stays below w (RAR);
+            power 0 is constant. 'linear_excess': 1 + w r, VAR's convention, whose official cfg 1.5
+            means 2.5 at the last scale.
         power: exponent of 'power_cosine'.
         start, stop: guided steps, start <= s < stop (stop -1: the last one too); others use 1.
     """
@@ -38,15 +40,21 @@ class Guidance:
         if self.scale < 0:
             raise ValueError(f"sampling.guidance.scale is {self.scale}; it must be >= 0")
 
-    def scales(self, num_steps: int) -> np.ndarray:
-        """The scale of every step, float32 [S]."""
+    def scales(self, num_steps: int, known: np.ndarray | None = None) -> np.ndarray:
+        """The scale of every step, float32 [S].
+
+        ``known``, float [S], is `Schedule.known`; None: all steps are of one size.
+        """
         steps = np.arange(num_steps)
         ratio = steps / max(num_steps - 1, 1)
         if self.kind == "constant":
             scales = np.full(num_steps, self.scale)
         elif self.kind == "linear":
             scales = 1 + (self.scale - 1) * ratio
+        elif self.kind == "linear_known":
+            scales = 1 + (self.scale - 1) * ((steps + 1) / num_steps if known is None else known)
         elif self.kind == "power_cosine":
+            ratio = steps / num_steps
             scales = 1 + (self.scale - 1) * (1 - np.cos(math.pi * ratio**self.power)) / 2
         else:
             scales = 1 + self.scale * ratio

@@ -1,0 +1,214 @@
+"""Checks that the parts of a system fit each other; every error names a field of the config."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from ar_jax.backbones.decoder import Decoder
+from ar_jax.backbones.encoder_decoder import EncoderDecoder
+from ar_jax.heads.categorical import CategoricalHead
+from ar_jax.heads.diffusion import DiffusionHead
+from ar_jax.nn.diffusion import respace
+from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.tokenizers.kl import KLTokenizer
+from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
+from ar_jax.tokenizers.tokenizer import Tokenizer
+
+AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
+AnyBackbone: TypeAlias = Decoder | EncoderDecoder
+AnyHead: TypeAlias = CategoricalHead | DiffusionHead
+
+# Which head and which objective go with a backbone, by the names that configs give them.
+PARTNERS = {Decoder: ("categorical", "likelihood"), EncoderDecoder: ("diffusion", "masked")}
+
+
+def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) -> None:
+    """The parts of a generator.
+
+    Raises:
+        ValueError: names the field, its value and what would be right.
+    """
+    discrete = isinstance(tokenizer, Tokenizer)
+    for part, kinds in (("backbone", (Decoder,)), ("head", (CategoricalHead,))):
+        module = backbone if part == "backbone" else head
+        if isinstance(module, kinds) != discrete:
+            fits = {
+                "backbone": ("decoder", "encoder_decoder"),
+                "head": ("categorical", "diffusion"),
+            }
+            raise ValueError(
+                f"{part}.name is another than {fits[part][0 if discrete else 1]!r}, which goes "
+                f"with the {'discrete' if discrete else 'continuous'} codes of config.tokenizer"
+            )
+    if isinstance(tokenizer, Tokenizer):
+        assert isinstance(backbone, Decoder) and isinstance(head, CategoricalHead)
+        check_backbone(backbone, tokenizer)
+        check_vocabulary("head.vocab_size", head.vocab_size, tokenizer)
+    else:
+        assert isinstance(backbone, EncoderDecoder) and isinstance(head, DiffusionHead)
+        check_encoder_decoder(backbone, tokenizer)
+        check_diffusion_head(head, tokenizer)
+
+
+def check_objective(name: str, backbone: AnyBackbone) -> None:
+    """config.objective fits config.backbone."""
+    fits = PARTNERS[type(backbone)][1]
+    if name != fits:
+        raise ValueError(f"objective.name is {name!r}; this backbone is trained by {fits!r}")
+
+
+def check_encoder_decoder(backbone: EncoderDecoder, tokenizer: KLTokenizer) -> None:
+    """config.backbone of name 'encoder_decoder'."""
+    for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
+        if getattr(backbone, width) % getattr(backbone, heads):
+            raise ValueError(
+                f"backbone.{width} {getattr(backbone, width)} is not a multiple of "
+                f"backbone.{heads} {getattr(backbone, heads)}"
+            )
+    if backbone.schedule.name != "masked":
+        raise ValueError(
+            f"schedule.name is {backbone.schedule.name!r}; the backbone 'encoder_decoder' predicts "
+            "sets of codes in random order: use 'masked'"
+        )
+    for field, least in (("num_classes", 1), ("buffer", 1)):
+        if getattr(backbone, field) < least:
+            raise ValueError(
+                f"backbone.{field} is {getattr(backbone, field)}; it must be at least {least}"
+            )
+    check_code_width("backbone.code_width", backbone.code_width, tokenizer)
+
+
+def check_diffusion_head(head: DiffusionHead, tokenizer: KLTokenizer) -> None:
+    """config.head of name 'diffusion'."""
+    check_code_width("head.code_width", head.code_width, tokenizer)
+    try:
+        respace(head.steps, head.sampling_steps)
+    except ValueError as error:
+        raise ValueError(f"head.sampling_steps is {head.sampling_steps!r}: {error}") from error
+
+
+def check_code_width(field: str, value: int, tokenizer: KLTokenizer) -> None:
+    """``field`` is the width of the tokenizer's codes."""
+    if value != tokenizer.code_width:
+        raise ValueError(
+            f"{field} is {value}, but the tokenizer's codes have {tokenizer.code_width} numbers "
+            f"(autoencoder.code_width {tokenizer.autoencoder.code_width}, patch "
+            f"{tokenizer.patch}): make them equal"
+        )
+
+
+def check_tokenizer_objective(config: Any, tokenizer: AnyTokenizer) -> None:
+    """config.objective trains a tokenizer of config.tokenizer's kind."""
+    fits = "tokenizer" if isinstance(tokenizer, Tokenizer) else "kl_tokenizer"
+    if config["objective"]["name"] != fits:
+        raise ValueError(
+            f"objective.name is {config['objective']['name']!r}, but tokenizer.name="
+            f"{config['tokenizer']['name']!r} is trained by {fits!r}"
+        )
+    entropy = config["objective"].get("entropy")
+    if entropy and isinstance(tokenizer, Tokenizer) and not tokenizer.quantizer.entropy:
+        raise ValueError(
+            f"objective.entropy is {entropy}, but tokenizer.entropy is False, so that the term is "
+            "not computed: set tokenizer.entropy=True"
+        )
+
+
+def check_attention(autoencoder: Autoencoder) -> None:
+    """config.tokenizer.autoencoder: the levels with attention are there."""
+    for part in ("encoder", "decoder"):
+        field = f"tokenizer.autoencoder.{part}_attention"
+        levels = getattr(autoencoder, f"{part}_attention")
+        if levels is None:
+            continue
+        count = len(autoencoder.multipliers)
+        if not autoencoder.attention and levels:
+            raise ValueError(f"{field} is {levels}, but tokenizer.autoencoder.attention is False")
+        if any(not 0 <= level < count for level in levels):
+            raise ValueError(f"{field} is {levels}; there are the levels 0 to {count - 1}")
+
+
+def check_latents(tokenizer: KLTokenizer) -> None:
+    """config.tokenizer of name 'kl'."""
+    if tokenizer.patch < 1:
+        raise ValueError(f"tokenizer.patch is {tokenizer.patch}; it must be at least 1")
+    if not tokenizer.scale > 0:
+        raise ValueError(f"tokenizer.scale is {tokenizer.scale}; it must be positive")
+    tokenizer.grids  # noqa: B018  raises where the patch does not divide the latent
+
+
+def check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
+    """config.backbone of name 'decoder', and what it is fed."""
+    if backbone.width % backbone.heads:
+        raise ValueError(
+            f"backbone.width {backbone.width} is not a multiple of backbone.heads {backbone.heads}"
+        )
+    if backbone.kv_heads is not None and (
+        backbone.kv_heads < 1 or backbone.heads % backbone.kv_heads
+    ):
+        raise ValueError(
+            f"backbone.kv_heads is {backbone.kv_heads}, which does not divide backbone.heads "
+            f"{backbone.heads}"
+        )
+    features = isinstance(tokenizer.quantizer, MultiScaleQuantizer)
+    wanted = "features" if features else "codes"
+    if backbone.context != wanted:
+        raise ValueError(
+            f"backbone.context is {backbone.context!r}, but this tokenizer gives {wanted!r}"
+        )
+    if features and backbone.feature_width != tokenizer.autoencoder.code_width:
+        raise ValueError(
+            f"backbone.feature_width is {backbone.feature_width}, but the tokenizer's "
+            f"autoencoder.code_width is {tokenizer.autoencoder.code_width}: make them equal"
+        )
+    if not features:
+        check_vocabulary("backbone.vocab_size", backbone.vocab_size, tokenizer)
+    if backbone.condition == "class" and backbone.num_classes < 1:
+        raise ValueError(f"backbone.num_classes is {backbone.num_classes}; it must be positive")
+    if backbone.positions == "learned" and backbone.lead:
+        raise ValueError(
+            "backbone.positions='learned' has no place for caption rows or a start_row; use "
+            "positions='rope' with condition='text' or start_row=True"
+        )
+    check_order(backbone)
+    if backbone.shared_embedding and (backbone.condition, backbone.context) != ("class", "codes"):
+        raise ValueError(
+            "backbone.shared_embedding=True is one table of codes and classes: it needs "
+            f"context='codes' and condition='class', not {backbone.context!r} and "
+            f"{backbone.condition!r}"
+        )
+    if backbone.step_embedding and backbone.modulation == "none":
+        raise ValueError(
+            "backbone.step_embedding=True is a part of the adaptive norms' condition, but "
+            "backbone.modulation is 'none': use 'own' or 'shared', or step_embedding=False"
+        )
+    first = backbone.schedule.sizes[0]
+    if backbone.positions != "learned" and backbone.conditioner.rows < first:
+        raise ValueError(
+            f"backbone.positions is {backbone.positions!r}, but the first step predicts {first} "
+            f"codes at once and the condition has {backbone.conditioner.rows} rows to tell them "
+            "apart: use positions='learned', or a first scale of 1"
+        )
+
+
+def check_order(backbone: Decoder) -> None:
+    """Random orders and positions that can tell them."""
+    schedule = backbone.schedule
+    if schedule.random and backbone.positions != "target_aware":
+        raise ValueError(
+            f"backbone.positions is {backbone.positions!r}, but schedule.name={schedule.name!r} "
+            "draws random orders: only positions='target_aware' say which cell comes next"
+        )
+    if backbone.positions == "target_aware" and set(schedule.sizes) != {1}:
+        raise ValueError(
+            "backbone.positions='target_aware' takes one code a step; the steps of "
+            f"schedule.name={schedule.name!r} have {sorted(set(schedule.sizes))}: use 'learned'"
+        )
+
+
+def check_vocabulary(field: str, value: int, tokenizer: Tokenizer) -> None:
+    """``field`` is the tokenizer's codebook size."""
+    if value != tokenizer.codebook_size:
+        raise ValueError(
+            f"{field} is {value}, but the tokenizer's codebook_size is "
+            f"{tokenizer.codebook_size}: make them equal"
+        )

@@ -1,0 +1,191 @@
+"""Masked prediction of continuous codes: a random part is hidden, a head is trained on it (MAR)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ar_jax.api import Array, Aux, Batch, Cond, Params, Stats, System
+
+
+@flax.struct.dataclass
+class MaskedDraws:
+    """All that chance decides in a batch, in place of a key; R repeats."""
+
+    masked: Array  # bool [B, L], the codes to predict
+    times: Array  # int32 [B, R, L], timesteps of the head's diffusion
+    noise: Array  # float32 [B, R, L, C], standard normal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masked:
+    """The head's denoising loss of the hidden codes, mean over them (arXiv:2406.11838).
+
+    Attributes:
+        system: the generator; its tokenizer is frozen.
+        label_dropout: probability of training an image on the null condition (for guidance).
+        rate_mean, rate_std, rate_min: the share of hidden codes, one for a batch, is normal,
+            truncated to [rate_min, 1]; ceil(L rate) codes of every image are hidden, in an order
+            of its own.
+        repeats: noisy versions of each code that the head is trained on, per hidden state.
+    """
+
+    system: System
+    label_dropout: float = 0.1
+    rate_mean: float = 1.0
+    rate_std: float = 0.25
+    rate_min: float = 0.7
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate_min < 1 or self.rate_std <= 0:
+            raise ValueError(
+                f"objective.rate_min is {self.rate_min} and rate_std {self.rate_std}; rate_min "
+                "must lie in (0, 1) and rate_std be positive"
+            )
+        if self.repeats < 1:
+            raise ValueError(f"objective.repeats is {self.repeats}; it must be at least 1")
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Codes of one image, for throughput."""
+        return self.system.schedule.length
+
+    def init(self, key: Array) -> Params:
+        """Float32 ``{'backbone': ..., 'head': ...}``."""
+        backbone, head = self.system.backbone, self.system.head
+        backbone_key, head_key = jax.random.split(key)
+        codes = jnp.zeros((1, *self.system.tokenizer.codes_shape), jnp.float32)
+        known = jnp.ones(codes.shape[:2], bool)
+        cond = backbone.conditioner.empty(1)
+        hidden = jnp.zeros((1, backbone.hidden_width), jnp.float32)
+        return {
+            "backbone": backbone.init(backbone_key, codes, cond, known)["params"],
+            "head": head.init(head_key, hidden, codes[:, 0], jnp.zeros(1, jnp.int32))["params"],
+        }
+
+    def init_stats(self, params: Params) -> Stats:
+        """No state."""
+        return {}
+
+    def loss(
+        self,
+        params: Params,
+        stats: Stats,
+        frozen: Params,
+        batch: Batch,
+        key: Array,
+        train: bool,
+        step: Array | int = 0,
+    ) -> tuple[Array, Aux]:
+        """See `ar_jax.api.Objective`; ``frozen`` is ``{'tokenizer': ...}``.
+
+        ``batch['codes']`` is what the tokenizer encodes images into (for latents their moments);
+        codes are drawn from it at every visit.
+        """
+        codes_key, drop_key, draws_key, dropout_key = jax.random.split(key, 4)
+        codes = self._codes(frozen, batch, codes_key)
+        cond = {"label": batch["label"]}
+        if train and self.label_dropout:
+            drop = jax.random.bernoulli(drop_key, self.label_dropout, (len(codes),))
+            cond = self.system.backbone.conditioner.null(cond, drop)
+        draws = self.draw(draws_key, codes.shape)
+        weights = batch.get("mask")
+        return self.loss_of(
+            params, codes, cond, draws, weights=weights, dropout=dropout_key if train else None
+        )
+
+    def loss_of(
+        self,
+        params: Params,
+        codes: Array,
+        cond: Cond,
+        draws: MaskedDraws,
+        *,
+        weights: Array | None = None,
+        dropout: Array | None = None,
+    ) -> tuple[Array, Aux]:
+        """The loss for given draws.
+
+        Args:
+            codes: float32 [B, L, C].
+            cond: with the labels that are dropped already made null.
+            weights: float32 [B] of the images; None: equal.
+            dropout: key of the backbone's dropout; None: off.
+        """
+        backbone, head = self.system.backbone, self.system.head
+        hidden = backbone.apply(
+            {"params": params["backbone"]},
+            codes,
+            cond,
+            ~draws.masked,
+            train=dropout is not None,
+            rngs=None if dropout is None else {"dropout": dropout},
+        )  # [B, L, D]
+        shape = draws.times.shape  # [B, R, L]
+
+        def rows(x: Array) -> Array:
+            """[B, L, n] -> [B R L, n]; images stay outermost, as they lie on the devices."""
+            return jnp.broadcast_to(x[:, None], (*shape, x.shape[-1])).reshape(-1, x.shape[-1])
+
+        error, bound = head.apply(
+            {"params": params["head"]},
+            rows(hidden),
+            rows(codes),
+            draws.times.reshape(-1),
+            draws.noise.reshape(-1, codes.shape[-1]),
+            method="loss",
+        )
+        share = draws.masked.astype(jnp.float32)
+        if weights is not None:
+            share = share * weights[:, None]
+        counted = jnp.broadcast_to(share[:, None], shape).reshape(-1)
+
+        def mean(values: Array) -> Array:
+            return (values * counted).sum() / jnp.maximum(counted.sum(), 1e-9)
+
+        metrics = {"noise_error": mean(error), "bound_bits": mean(bound)}
+        return mean(error + bound), Aux(metrics=metrics)
+
+    def draw(self, key: Array, shape: tuple[int, ...]) -> MaskedDraws:
+        """Draws for codes of shape (B, L, C)."""
+        rate_key, order_key, time_key, noise_key = jax.random.split(key, 4)
+        batch, length, width = shape
+        low = (self.rate_min - self.rate_mean) / self.rate_std
+        high = (1.0 - self.rate_mean) / self.rate_std
+        rate = self.rate_mean + self.rate_std * jax.random.truncated_normal(rate_key, low, high)
+        order = jnp.argsort(jax.random.uniform(order_key, (batch, length)), axis=1)
+        repeated = (batch, self.repeats, length)
+        return MaskedDraws(
+            masked=hide(order, rate),
+            times=jax.random.randint(time_key, repeated, 0, self.system.head.steps),
+            noise=jax.random.normal(noise_key, (*repeated, width)),
+        )
+
+    def finish(
+        self, params: Params, stats: Stats, sums: Any, last: Any, key: Array
+    ) -> tuple[Params, Stats]:
+        """Nothing to do after an update."""
+        return params, stats
+
+    def _codes(self, frozen: Params, batch: Batch, key: Array) -> Array:
+        """Codes drawn from the cached moments, or from the frozen tokenizer's of the images."""
+        tokenizer = self.system.tokenizer
+        variables = {"params": frozen["tokenizer"]}
+        if "codes" in batch:
+            encoding = batch["codes"]
+        else:
+            images = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+            encoding = tokenizer.apply(variables, images, method="encode")
+        noise = jax.random.normal(key, (len(encoding), *tokenizer.codes_shape))
+        codes = tokenizer.apply(variables, encoding, noise, method="codes_of")
+        return jax.lax.stop_gradient(codes)
+
+
+def hide(order: Array, rate: Array | float) -> Array:
+    """Bool [B, L]: the first ceil(L rate) positions of every order int32 [B, L]."""
+    return jnp.argsort(order, axis=1) < jnp.ceil(order.shape[1] * rate)

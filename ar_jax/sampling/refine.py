@@ -1,0 +1,257 @@
+"""Iterative refinement: sets of codes in random order, each given all that are known (MAR).
+
+One jitted program runs all iterations. Their sizes differ, so consecutive iterations are grouped:
+a group is a `lax.scan` padded to its largest member, and a program has few groups however many
+iterations there are. With as few iterations as groups nothing is padded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ar_jax.api import Array, Cond, Params, Samples, System
+from ar_jax.sampling.filters import Knobs
+from ar_jax.sampling.guidance import Guidance
+from ar_jax.schedules import Schedule
+
+MAX_GROUPS = 8
+
+
+@flax.struct.dataclass
+class RefineNoise:
+    """All that chance decides, in place of keys.
+
+    The n-th row of ``start`` and ``steps`` belongs to the code drawn n-th, position ``order[n]``.
+    """
+
+    order: Array  # int32 [B, L], the positions in the order in which they are drawn
+    start: Array  # float32 [B, L, C], standard normal: where the head starts
+    steps: Array  # float32 [S, B, L, C], standard normal: of the head's steps, the last unused
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineSampler:
+    """Samples from a system of an encoder-decoder backbone and a diffusion head."""
+
+    system: System
+    params: Params  # {'tokenizer', 'backbone', 'head'}, as trained
+
+    @classmethod
+    def create(cls, system: System, params: Params) -> RefineSampler:
+        """From a system as it was trained and its parameters."""
+        return cls(system, params)
+
+    def __call__(
+        self,
+        cond: Cond,
+        keys: Array,
+        *,
+        knobs: Knobs | None = None,
+        guidance: Guidance | None = None,
+        noise: RefineNoise | None = None,
+    ) -> Samples:
+        """Draws one image for every condition.
+
+        Args:
+            cond: ``{'label': int32 [B]}``.
+            keys: one typed key an image [B]; an image depends on its own alone.
+            knobs: of these the temperature, a factor on the noise of the head's steps.
+            guidance: default none.
+            noise: in place of the keys'; see `draw_noise`.
+
+        Returns:
+            codes float32 [B, L, C], images float32 [B, H, W, channels] in [-1, 1], and the order.
+
+        Raises:
+            ValueError: if keys or noise are not one for every condition, or knobs are set that
+                mean nothing for continuous codes.
+        """
+        knobs = knobs or Knobs()
+        _check_knobs(knobs)
+        schedule, head = self.system.schedule, self.system.head
+        batch_size = len(jax.tree.leaves(cond)[0])
+        if len(keys) != batch_size:
+            raise ValueError(
+                f"there are {len(keys)} keys for {batch_size} conditions: give one key an image"
+            )
+        if noise is not None:
+            shape = (batch_size, schedule.length, head.code_width)
+            steps = (len(head.sampling.timesteps), *shape)
+            found = (noise.order.shape, noise.start.shape, noise.steps.shape)
+            if found != (shape[:2], shape, steps):
+                raise ValueError(
+                    f"order, start and steps of the noise have the shapes {found}; they must be "
+                    f"{(shape[:2], shape, steps)}"
+                )
+        scales = (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
+        codes, order = draw_codes(
+            self.system,
+            {name: self.params[name] for name in ("backbone", "head")},
+            cond,
+            keys,
+            knobs.as_arrays().temperature,
+            jnp.asarray(scales),
+            noise,
+            guided=bool(np.any(scales != 1.0)),
+        )
+        return Samples(codes=codes, images=self.decode(codes), order=order)
+
+    def decode(self, codes: Array, known: Array | None = None) -> Array:
+        """Images [B, H, W, C] in [-1, 1] of codes [B, L, C], of which bool [B, L] are known."""
+        return decode_codes(self.system, self.params["tokenizer"], codes, known)
+
+
+def _check_knobs(knobs: Knobs) -> None:
+    for field in dataclasses.fields(Knobs):
+        value = getattr(knobs, field.name)
+        if field.name != "temperature" and value not in (field.default, False, 0, 1):
+            raise ValueError(
+                f"sampling.{field.name} is {value}, which means nothing for continuous codes: "
+                f"leave it at {field.default}"
+            )
+
+
+@functools.partial(jax.jit, static_argnames="system")
+def decode_codes(system: System, tokenizer: Params, codes: Array, known: Array | None) -> Array:
+    """See `RefineSampler.decode`."""
+    return system.tokenizer.apply({"params": tokenizer}, codes, known, method="decode")
+
+
+def groups(schedule: Schedule, limit: int = MAX_GROUPS) -> tuple[tuple[int, int], ...]:
+    """Ranges (first, end) of iterations that share a program, as even as can be."""
+    edges = np.linspace(0, schedule.num_steps, min(limit, schedule.num_steps) + 1).round()
+    return tuple((int(a), int(b)) for a, b in itertools.pairwise(edges))
+
+
+def draw_noise(system: System, keys: Array) -> RefineNoise:
+    """The noise that keys [B] stand for."""
+    length = system.schedule.length
+    count = len(system.head.sampling.timesteps)
+    width = system.head.code_width
+    ranks = jnp.arange(length)
+    return RefineNoise(
+        order=draw_order(keys, length),
+        start=_row_noise(keys, ranks, 0, width),
+        steps=jax.vmap(lambda n: _row_noise(keys, ranks, n + 1, width))(jnp.arange(count)),
+    )
+
+
+def draw_order(keys: Array, length: int) -> Array:
+    """A random permutation int32 [B, L] for every key."""
+    rows = jnp.arange(length, dtype=jnp.int32)
+    return jax.vmap(lambda key: jax.random.permutation(jax.random.fold_in(key, length), rows))(keys)
+
+
+def _row_noise(keys: Array, ranks: Array, draw: Array | int, width: int) -> Array:
+    """Normal [B, n, C]: a function of the image's key, the code's rank [n], and which draw."""
+
+    def one(key: Array, rank: Array) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(key, rank), draw)
+        return jax.random.normal(key, (width,))
+
+    return jax.vmap(lambda key: jax.vmap(lambda rank: one(key, rank))(ranks))(keys)
+
+
+def _without_output(run: Any) -> Any:
+    """A `lax.scan` body of a function that only carries."""
+    return lambda carry, xs: (run(carry, xs), None)
+
+
+@functools.partial(jax.jit, static_argnames=("system", "guided"))
+def draw_codes(
+    system: System,
+    params: Params,
+    cond: Cond,
+    keys: Array,
+    temperature: Array,
+    scales: Array,
+    noise: RefineNoise | None,
+    *,
+    guided: bool,
+) -> tuple[Array, Array]:
+    """The sampling program: (codes float32 [B, L, C], order int32 [B, L])."""
+    schedule, backbone, head = system.schedule, system.backbone, system.head
+    batch_size, length, width = len(keys), schedule.length, head.code_width
+    apply: Any = functools.partial(backbone.apply, {"params": params["backbone"]})
+    images = jnp.arange(batch_size)[:, None]
+    order = draw_order(keys, length) if noise is None else noise.order
+    largest = max(schedule.sizes)
+    padded = jnp.pad(order, ((0, 0), (0, largest)))  # a slice must not be pushed back at the end
+    if guided:
+        cond = jax.tree.map(
+            lambda a, b: jnp.concatenate([a, b]), cond, backbone.conditioner.null(cond)
+        )
+
+    def both(x: Array) -> Array:
+        return jnp.concatenate([x, x]) if guided else x
+
+    def draws(first: Array, count: int) -> tuple[Array, Any]:
+        """(start [B n, C], noise of the head's steps) of the codes drawn from the first-th on."""
+        ranks = first + jnp.arange(count)
+        if noise is None:
+
+            def steps(n: Array) -> Array:
+                return _row_noise(keys, ranks, n + 1, width).reshape(-1, width)
+
+            return _row_noise(keys, ranks, 0, width).reshape(-1, width), steps
+        index = jnp.minimum(ranks, length - 1)  # padding takes any
+        start, later = jnp.take(noise.start, index, 1), jnp.take(noise.steps, index, 2)
+        return start.reshape(-1, width), later.reshape(len(later), -1, width)
+
+    def hidden_at(codes: Array, seen: Array, known: Array | None, wanted: Array) -> Array:
+        """Hidden states [B or 2B, n, D] of the positions ``wanted`` [B, n]."""
+        fed = both(jnp.take_along_axis(codes, seen[..., None], axis=1))
+        seen, known = both(seen), None if known is None else both(known)
+        encoded = apply(fed, cond, known, seen, method="encode")
+        hidden = apply(encoded, known, seen, method="decode")
+        return jnp.take_along_axis(hidden, both(wanted)[..., None], axis=1)
+
+    def iterate(codes: Array, xs: dict[str, Array], size: int, visible: int, exact: bool) -> Array:
+        """One iteration of at most ``size`` new codes that sees at most ``visible``."""
+        first = xs["first"]
+        fresh = jnp.broadcast_to(jnp.arange(size) < xs["count"], (batch_size, size))
+        known = None if exact else jnp.arange(visible)[None] < first
+        known = None if known is None else jnp.broadcast_to(known, (batch_size, visible))
+        wanted = jax.lax.dynamic_slice_in_dim(padded, first, size, axis=1)  # [B, n]
+        hidden = hidden_at(codes, order[:, :visible], known, wanted).reshape(
+            -1, backbone.hidden_width
+        )
+        start, steps = draws(first, size)
+        split = batch_size * size
+        drawn: Any = head.draw(
+            params["head"],
+            hidden[:split],
+            start,
+            steps,
+            null=hidden[split:] if guided else None,
+            scale=xs["scale"],
+            temperature=temperature,
+        )
+        places = jnp.where(fresh, wanted, length)
+        return codes.at[images, places].set(drawn.reshape(batch_size, size, width), mode="drop")
+
+    codes = jnp.zeros((batch_size, length, width), jnp.float32)
+    starts, sizes = np.asarray(schedule.starts), np.asarray(schedule.sizes)
+    for begin, end in groups(schedule):
+        part = slice(begin, end)
+        xs = {
+            "first": jnp.asarray(starts[part], jnp.int32),
+            "count": jnp.asarray(sizes[part], jnp.int32),
+            "scale": scales[part],
+        }
+        run = functools.partial(
+            iterate,
+            size=int(sizes[part].max()),
+            visible=int(starts[end - 1]),
+            exact=end - begin == 1,
+        )
+        codes, _ = jax.lax.scan(_without_output(run), codes, xs)
+    return codes, order
