@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ar_jax.convert import llamagen, mar, var
+from ar_jax.convert import llamagen, mar, rar, var
 from ar_jax.convert.part import Part
 from ar_jax.convert.places import Shape, Tensors
 
@@ -50,7 +50,7 @@ class Family(Protocol):
         ...
 
 
-FAMILIES: dict[str, Family] = {"var": var, "llamagen": llamagen, "mar": mar}
+FAMILIES: dict[str, Family] = {"var": var, "llamagen": llamagen, "mar": mar, "rar": rar}
 
 
 def choose(name: str) -> Family:
