@@ -25,7 +25,7 @@ from ar_jax.build import build_objective, build_sampling, trains_tokenizer
 from ar_jax.data import Data, from_config
 from ar_jax.data.transforms import ImageTransform
 from ar_jax.heads.categorical import CategoricalHead
-from ar_jax.nn import conv
+from ar_jax.nn import conv, pooled_conv
 from ar_jax.nn.blocks import Attention, Block, Stack
 from ar_jax.nn.layers import MLP
 from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
@@ -35,6 +35,7 @@ from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.kl import KLTokenizer
+from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
 from ar_jax.train.fields import read_settings
 from ar_jax.train.run import check_classes, check_images, check_sections, load_tokenizer
@@ -49,7 +50,10 @@ Config: TypeAlias = Any  # a ConfigDict
 TAKERS: dict[str, tuple[type, ...]] = {
     "data": (ImageTransform,),
     "tokenizer": (VectorQuantizer, MultiScaleQuantizer, KLTokenizer),
-    "tokenizer.autoencoder": (Autoencoder, conv.Encoder, conv.Decoder),
+    "tokenizer.autoencoder": (
+        *(Autoencoder, conv.Encoder, conv.Decoder),
+        *(PooledAutoencoder, pooled_conv.PooledEncoder, pooled_conv.PooledDecoder),
+    ),
     "backbone": (Decoder, Stack, Block, Attention, MLP),
     "head": (CategoricalHead,),
     "objective": (TokenizerObjective, KLTokenizerObjective, Likelihood),

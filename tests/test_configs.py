@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ar_jax.build import build_objective, check_trained_tokenizer, trains_tokenizer
+from ar_jax.convert import rar
 from ar_jax.parallel.mesh import make_mesh
 from ar_jax.parallel.rules import RULES, check_coverage, find_rule, path_name, shardings
 from ar_jax.train.fields import EmaFields, TrainFields, read_settings
@@ -35,6 +36,11 @@ COUNTS = {
     ("llamagen.py", "XL"): 774_699_520,
     ("llamagen.py", "XXL"): 1_410_972_672,
     ("llamagen.py", "3B"): 3_096_659_200,
+    ("rar.py", "b"): 260_923_648,
+    ("rar.py", "l"): 461_668_352,
+    ("rar.py", "xl"): 955_425_024,
+    ("rar.py", "xxl"): 1_498_520_704,
+    ("tokenizer_maskgit.py", ""): 54_515_587,
     ("tokenizer_multiscale.py", ""): 108_948_355,
     ("tokenizer_vq.py", ""): 71_883_403,
     ("tokenizer_vq.py", "vq8"): 70_109_835,
@@ -45,6 +51,8 @@ PARTS = {
     ("var.py", "d20", "modulation/"): 200_040_960,
     ("var.py", "d24", "modulation/"): 344_681_472,
     ("var.py", "d30", "modulation/"): 671_274_240,
+    ("tokenizer_maskgit.py", "", "/encoder/"): 23_775_104,
+    ("tokenizer_maskgit.py", "", "/decoder/"): 30_478_339,
     ("tokenizer_multiscale.py", "", "/encoder/"): 44_107_872,
     ("tokenizer_multiscale.py", "", "/decoder/"): 64_653_923,
     ("tokenizer_multiscale.py", "", "^quantizer/"): 168_064,
@@ -69,7 +77,7 @@ def count(tree: Any, pattern: str = "") -> int:
 
 
 def test_all_files_are_here():
-    names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py"}
+    names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py", "rar.py"}
     assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
     assert all(arguments(load(FASHION + name)) == ("", "demo", "smoke") for name in names)
     official = {(IMAGENET + file, argument) for file, argument in COUNTS}
@@ -201,7 +209,10 @@ def test_generators_name_the_tokenizers_that_are_here(case):
     if trains_tokenizer(config):
         return
     files = {"multiscale_vq": "tokenizer_multiscale.py", "vq": "tokenizer_vq.py"}
-    file = str(Path(case.file).with_name(files[config.tokenizer.name]))
+    name = files[config.tokenizer.name]
+    if config.tokenizer.autoencoder.get("name") == "pooled":
+        name = "tokenizer_maskgit.py"
+    file = str(Path(case.file).with_name(name))
     argument = case.argument if case.argument in arguments(load(file)) else ""
     trained = Case(file, argument).config
     check_trained_tokenizer(config, trained.tokenizer)
@@ -282,6 +293,25 @@ def test_var_recipe(size):
     decayed |= {"backbone/token_embed/kernel", "backbone/condition/class_embed/embedding"}
     tree = named(parameters(case))
     assert {name for name, leaf in tree.items() if optimizer.decays(name, leaf.shape)} == decayed
+
+
+@pytest.mark.parametrize("size", ["b", "l", "xl", "xxl"])
+def test_rar_recipe(size):
+    config = Case(IMAGENET + "rar.py", size).config
+    optimizer = read_settings(config).optimizer
+    steps, warmup = config.train.steps, 62_500
+    assert config.train.batch_size * steps == 512_000_000
+    points = [optimizer.learning_rate(step) for step in (warmup // 2, warmup, steps - 1)]
+    np.testing.assert_allclose(points, [2e-4, 4e-4, 1e-5], rtol=1e-5)
+    assert float(optimizer.weight_decay(0)) == np.float32(0.03)
+    # The official rule: tensors of two dimensions and more whose name has none of these in it.
+    part = rar.generator_part(config.to_dict())
+    tree = named(parameters(Case(IMAGENET + "rar.py", size)))
+    spared = re.compile("ln|bias|latent_tokens|mask_token|embedding|norm|gamma|embed")
+    for key, place in part.places.items():
+        decays = not spared.search(key)
+        for path in place.paths:
+            assert optimizer.decays(path, tree[path].shape) == decays, (key, path)
 
 
 @pytest.mark.parametrize("size", ["B", "L", "XL", "XXL", "3B"])

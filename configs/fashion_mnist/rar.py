@@ -1,0 +1,130 @@
+"""RAR, next-token prediction trained in random orders (arXiv:2411.00776), on Fashion-MNIST.
+
+    python experiments/train.py --config=configs/fashion_mnist/rar.py --workdir=runs/rar \
+        --config.tokenizer_checkpoint=runs/tokenizer_vq
+
+Arguments (``--config=...py:ARG``): none, about 40 minutes on 2 CPU cores; ``demo``, about four;
+``smoke``, seconds. Each needs the tokenizer of the same argument. With cached codes
+(experiments/cache_codes.py) add ``--config.data.source=codes:DIR``.
+
+The share of samples in a random order is 1 until the first of ``--config.schedule.anneal``, then
+falls to 0 at the second; samples are drawn in raster order.
+"""
+
+import ml_collections
+
+MODES = ("", "demo", "smoke")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The configuration of mode ``arg``."""
+    if arg not in MODES:
+        raise ValueError(f"argument {arg!r} of rar.py is none of {MODES}")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.dtype = "float32"
+    config.precision = "default"
+    config.data = dict(
+        source="embedded", image_size=28, channels=1, num_classes=10, crop="none", flip=False
+    )
+    config.tokenizer_checkpoint = ""
+    config.tokenizer = dict(
+        name="vq",
+        codebook_size=1024,
+        l2_norm=True,
+        autoencoder=dict(
+            image_size=28,
+            image_channels=1,
+            latent=64,
+            code_width=8,
+            channels=96,
+            multipliers=(1,),
+            encoder_blocks=2,
+            decoder_blocks=3,
+            attention=False,
+            middle=False,
+            patch=4,
+            groups=8,
+            projection=1,
+        ),
+    )
+    config.schedule = dict(name="random", grid=7, anneal=(2_000, 4_000))
+    config.backbone = dict(
+        name="decoder",
+        width=160,
+        depth=5,
+        heads=4,
+        num_classes=10,
+        context="codes",
+        vocab_size=1024,
+        shared_embedding=True,
+        start_row=True,
+        positions="target_aware",
+        step_embedding=True,
+        norm="affine_layernorm",
+        norm_epsilon=1e-6,
+        modulation="own",
+        qk_norm="layernorm",
+        attention_bias="qkv",
+        activation="silu",  # cheaper on a CPU than RAR's GELU
+        mlp_bias=True,
+        mlp_hidden=480,
+        init_std=0.02,
+        gate_init=0.0,
+        modulation_init=0.0,
+    )
+    config.head = dict(name="categorical", vocab_size=1024, bias=True, init_std=0.0)
+    config.objective = dict(name="likelihood", label_dropout=0.1)
+    config.sampling = dict(
+        temperature=1.0,
+        top_k=0,
+        top_p=0.0,
+        min_p=0.0,
+        guidance=dict(scale=3.0, kind="power_cosine", power=1.0),
+    )
+    config.train = dict(
+        steps=6_000,
+        batch_size=32,
+        log_every=50,
+        eval_every=1_000,
+        preview_every=1_000,
+        checkpoint_every=1_000,
+    )
+    config.optimizer = dict(
+        name="adamw",
+        learning_rate=2e-3,
+        schedule="cosine",
+        warmup_steps=100,
+        end_ratio=0.02,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.05,
+        clip_norm=1.0,
+    )
+    config.ema = dict(decay=0.999)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    if arg == "demo":
+        config.tokenizer.codebook_size = config.head.vocab_size = config.backbone.vocab_size = 256
+        config.backbone.update(width=128, depth=4, heads=4, mlp_hidden=256)
+        config.schedule.anneal = (300, 900)
+        config.sampling.update(top_p=0.95)
+        config.sampling.guidance.scale = 6.0
+        config.train.update(steps=1_500, eval_every=500, preview_every=500, checkpoint_every=500)
+        config.ema.decay = 0.99
+    elif arg == "smoke":
+        config.tokenizer.autoencoder.update(channels=16, encoder_blocks=1, decoder_blocks=1)
+        config.tokenizer.codebook_size = config.head.vocab_size = 32
+        config.backbone.update(width=32, depth=2, heads=2, mlp_hidden=64, vocab_size=32)
+        config.schedule.anneal = (1, 3)
+        config.train.update(
+            steps=4,
+            batch_size=8,
+            log_every=1,
+            eval_every=4,
+            eval_batches=2,
+            preview_every=4,
+            checkpoint_every=2,
+        )
+        config.optimizer.warmup_steps = 1
+    return config

@@ -1,0 +1,76 @@
+"""MaskGIT's tokenizer (arXiv:2202.04200), which RAR builds on: 16 x 16 codes of 1024, 256 px.
+
+    python experiments/train.py --config=configs/imagenet256/tokenizer_maskgit.py \
+        --workdir=runs/imagenet_maskgit --config.data.source=folder:data/imagenet
+
+The folder holds train/<class>/ and val/<class>/ with the images of ILSVRC2012. 54,515,587
+parameters. The released weights (github.com/bytedance/1d-tokenizer) come without a recipe, and
+experiments/convert.py takes them as they are. The recipe below is that of tokenizer_vq.py with
+MaskGIT's quantiser losses, in which the codes follow the features at a quarter of the pace and not
+the reverse; perceptual and adversarial losses are missing: expect blurrier images.
+"""
+
+import ml_collections
+
+MODES = ("",)
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The configuration."""
+    if arg not in MODES:
+        raise ValueError(f"argument {arg!r} of tokenizer_maskgit.py is none of {MODES}")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.dtype = "bfloat16"
+    config.precision = "default"
+    config.data = dict(
+        source="folder:data/imagenet",
+        image_size=256,
+        channels=3,
+        num_classes=1000,
+        crop="random",
+        min_crop=0.8,
+        max_crop=1.0,
+        flip=True,
+        num_workers=8,
+    )
+    config.tokenizer = dict(
+        name="vq",
+        codebook_size=1024,
+        l2_norm=False,
+        autoencoder=dict(
+            name="pooled",
+            image_size=256,
+            image_channels=3,
+            code_width=256,
+            channels=128,
+            multipliers=(1, 1, 2, 2, 4),
+            blocks=2,
+            groups=32,
+        ),
+    )
+    config.objective = dict(name="tokenizer", l2=1.0, codebook=0.25, commitment=1.0)
+    iterations = 10_009  # of an epoch: 1,281,167 images, batches of 128
+    config.train = dict(
+        steps=40 * iterations,
+        batch_size=128,
+        log_every=100,
+        eval_every=iterations,
+        eval_batches=40,
+        preview_every=iterations,
+        checkpoint_every=5_000,
+    )
+    config.optimizer = dict(
+        name="adam",
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup_steps=0,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
+    config.ema = dict(decay=0.0)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    return config
