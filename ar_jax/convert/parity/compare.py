@@ -35,8 +35,15 @@ class Family(Protocol):
     pattern -> tolerance that the cases' README names for these arrays in place of the factor.
     """
 
-    INPUTS: Sequence[str]
-    NOT_APPLICABLE: Mapping[str, str]
+    @property
+    def INPUTS(self) -> Sequence[str]:  # noqa: N802
+        """Patterns."""
+        ...
+
+    @property
+    def NOT_APPLICABLE(self) -> Mapping[str, str]:  # noqa: N802
+        """Pattern -> reason."""
+        ...
 
     def outputs(self, case: Case) -> Iterator[tuple[str, Any]]:
         """(name, array) of every output."""

@@ -1,0 +1,126 @@
+"""Every released size of VAR and LlamaGen: keys, shapes and counts, through eval_shape."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ar_jax.convert import llamagen, var
+from ar_jax.convert.part import Part, empty_params, release_shapes
+from ar_jax.convert.vqgan import Shapes
+from tests.config_files import load
+
+KEYS = Path(__file__).parent / "golden" / "llamagen" / "release_keys.json"
+GRIDS = {"c2i B": 16, "c2i L": 16, "c2i XL": 24, "c2i XXL": 24, "c2i 3B": 24, "t2i XL": 16}
+
+# Width, parameters, tensors with buffers: ARCHITECTURE.md of the golden cases.
+VAR_SIZES = {
+    "d16": (1024, 310_283_520, 220),
+    "d20": (1280, 600_917_136, 272),
+    "d24": (1536, 1_033_399_360, 324),
+    "d30": (1920, 2_010_020_356, 402),
+    "d36-s": (2304, 2_353_893_904, 446),
+    "d36": (2304, 3_465_053_200, 480),
+}
+
+
+@functools.cache
+def released() -> dict[str, Shapes]:
+    stored = json.loads(KEYS.read_text())
+    return {
+        name: {key: tuple(shape) for key, shape in tensors.items()}
+        for name, tensors in stored.items()
+    }
+
+
+def count(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def shapes_of(part: Part, kind: str, **sections: Any) -> Shapes:
+    """What ours has, in official keys."""
+    config = {"dtype": "float32", **sections, **part.section}
+    return release_shapes(part, empty_params(config, kind))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("VQ-16", 71_883_403), ("VQ-8", 70_109_835)], ids=["VQ-16", "VQ-8"]
+)
+def test_llamagen_tokenizers(name, parameters):
+    part = llamagen.tokenizer(released()[name], {})
+    ours = shapes_of(part, "tokenizer")
+    assert released()[name] == ours | {"quantize.codebook_used": (65_536,)}
+    assert count(ours) == parameters
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_llamagen_transformers(name):
+    part = llamagen.generator(released()[name], {})
+    grid = part.section["schedule"]["grid"]
+    assert grid == GRIDS[name]
+    tokenizer = llamagen.tokenizer(released()["VQ-16"], {"image_size": 16 * grid})
+    assert shapes_of(part, "generator", **tokenizer.section) == released()[name]
+
+
+def test_llamagen_configs_are_the_releases():
+    """The sections of configs/imagenet256/llamagen.py are those of the files."""
+    for size in ("B", "L", "XL", "XXL", "3B"):
+        config = load("configs/imagenet256/llamagen.py").get_config(size)
+        part = llamagen.generator(released()[f"c2i {size}"], {"image_size": 256})
+        ours, wanted = part.section, config.to_dict()
+        assert ours["schedule"] == wanted["schedule"] and ours["head"] == wanted["head"]
+        condition = ours["backbone"].pop("condition")
+        assert condition == "class"
+        assert ours["backbone"] == {k: v for k, v in wanted["backbone"].items() if k != "remat"}
+        assert ours["sampling"]["guidance"]["scale"] == wanted["sampling"]["guidance"]["scale"]
+
+
+def var_shapes(size: str) -> tuple[Shapes, Part, dict[str, Any]]:
+    """(official shapes, our part, sections) of a VAR from its widths alone."""
+    width = VAR_SIZES[size][0]
+    depth = width // 64
+    config = load("configs/imagenet256/var.py").get_config("d16").to_dict()
+    backbone = config["backbone"] | dict(width=width, depth=depth, heads=depth, drop_path=0.0)
+    if size == "d36-s":
+        backbone["modulation"] = "shared"
+        scales = var.SCALES[512]
+        config["schedule"]["scales"] = config["tokenizer"]["scales"] = scales
+        config["tokenizer"]["autoencoder"]["image_size"] = 512
+    config["backbone"] = backbone
+    part = var.generator_part(config)
+    return release_shapes(part, empty_params(config, "generator")), part, config
+
+
+@pytest.mark.parametrize("size", VAR_SIZES)
+def test_var_transformers(size):
+    _, parameters, tensors = VAR_SIZES[size]
+    shapes, part, config = var_shapes(size)
+    assert count(shapes) == parameters
+    assert len(shapes) + len(part.buffers) == tensors
+    # What the shapes tell is what they were made of.
+    read = var.generator(shapes, {})
+    assert read.section["schedule"]["scales"] == tuple(config["schedule"]["scales"])
+    for name, value in read.section["backbone"].items():
+        if name not in ("drop_path", "logit_scale", "mlp_hidden"):
+            assert config["backbone"][name] == value, name
+    assert shapes_of(read, "generator", tokenizer=config["tokenizer"]) == shapes
+
+
+def test_var_tokenizer():
+    config = load("configs/imagenet256/tokenizer_multiscale.py").get_config().to_dict()
+    part = var.tokenizer_part(config)
+    shapes = release_shapes(part, empty_params(config, "tokenizer"))
+    assert count(shapes) == 108_948_355 and len(shapes) == 323
+    assert {key: made() for key, made in part.buffers.items()}.keys() == {
+        "quantize.ema_vocab_hit_SV"
+    }
+    for size in (256, 512):
+        read = var.tokenizer(shapes, {"image_size": size}).section["tokenizer"]
+        assert read["scales"] == var.SCALES[size]
+        fields = config["tokenizer"]["autoencoder"] | {"image_size": size}
+        assert read["autoencoder"] == fields
