@@ -30,7 +30,7 @@ VAR_SIZES = {
 
 
 @functools.cache
-def released() -> dict[str, Shapes]:
+def released() -> dict[str, dict[str, tuple[int, ...]]]:
     stored = json.loads(KEYS.read_text())
     return {
         name: {key: tuple(shape) for key, shape in tensors.items()}
@@ -42,7 +42,7 @@ def count(shapes: Shapes) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def shapes_of(part: Part, kind: str, **sections: Any) -> Shapes:
+def shapes_of(part: Part, kind: str, **sections: Any) -> dict[str, tuple[int, ...]]:
     """What ours has, in official keys."""
     config = {"dtype": "float32", **sections, **part.section}
     return release_shapes(part, empty_params(config, kind))
@@ -116,9 +116,7 @@ def test_var_tokenizer():
     part = var.tokenizer_part(config)
     shapes = release_shapes(part, empty_params(config, "tokenizer"))
     assert count(shapes) == 108_948_355 and len(shapes) == 323
-    assert {key: made() for key, made in part.buffers.items()}.keys() == {
-        "quantize.ema_vocab_hit_SV"
-    }
+    assert list(part.buffers) == ["quantize.ema_vocab_hit_SV"]
     for size in (256, 512):
         read = var.tokenizer(shapes, {"image_size": size}).section["tokenizer"]
         assert read["scales"] == var.SCALES[size]

@@ -1,0 +1,44 @@
+"""Golden cases as the files that the official code writes, and their conversions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ar_jax.convert import weight_file
+from ar_jax.convert.conversion import Converted, convert_files
+from ar_jax.convert.parity.case import Case
+from ar_jax.convert.release import choose
+
+GOLDEN = Path(__file__).parent / "golden"
+# Names of a case's parts, and what its files cannot say.
+TRANSFORMERS = {"var": "transformer", "llamagen": "gpt_c2i"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "var": {"scales": (1, 2, 3, 4)},
+    "llamagen": {"heads": 4, "image_size": 32},
+}
+CASES = {"var": "var/tiny_a", "llamagen": "llamagen/tiny"}
+
+
+def official(case: Case, part: str) -> dict[str, np.ndarray]:
+    """A whole state_dict; buffers hold what the official code starts them with, or zeros."""
+    made = {t["key"]: np.zeros(t["shape"], t["dtype"]) for t in case.tensors(part)}
+    return made | case.state_dict(part)
+
+
+def write_files(family: str, folder: Path) -> tuple[Path, Path]:
+    """The tokenizer's and the transformer's file of a family's case, as it is released."""
+    case = Case.load(GOLDEN / CASES[family])
+    paths = folder / "tokenizer.pt", folder / "transformer.pt"
+    for path, part in zip(paths, ("tokenizer", TRANSFORMERS[family]), strict=True):
+        tensors = official(case, part)
+        weight_file.write(path, {"model": tensors} if family == "llamagen" else tensors)
+    return paths
+
+
+def convert(family: str, files: tuple[Path, Path | None], **changes: Any) -> Converted:
+    """The files with the case's options."""
+    options = {**OPTIONS[family], **changes}
+    return convert_files(choose(family), *files, options)

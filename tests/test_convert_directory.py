@@ -1,0 +1,170 @@
+"""Official files to a directory and back, and what the directory is good for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ar_jax.convert import weight_file
+from ar_jax.convert.conversion import convert_files
+from ar_jax.convert.directory import export_directory, write_directory
+from ar_jax.convert.parity.case import Case
+from ar_jax.convert.release import choose
+from ar_jax.evaluation.load import load_system, load_tokenizer
+from ar_jax.evaluation.samples import sample_workdir, sampling_of
+from ar_jax.sampling.filters import Knobs
+from ar_jax.sampling.loop import CachedSampler, image_keys
+from tests.converted_cases import (
+    CASES,
+    GOLDEN,
+    OPTIONS,
+    TRANSFORMERS,
+    convert,
+    official,
+    write_files,
+)
+from tests.quick_compilation import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+FAMILIES = sorted(CASES)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(family, tmp_path_factory) -> Path:
+    """Holds the official files and the directory 'ours' made of them."""
+    folder = tmp_path_factory.mktemp(family)
+    write_directory(convert(family, write_files(family, folder)), folder / "ours")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def case(family) -> Case:
+    return Case.load(GOLDEN / CASES[family])
+
+
+def test_the_directory_samples_what_the_official_code_samples(family, folder, case):
+    config, system, params = load_system(folder / "ours")
+    assert config["dtype"] == "float32" and config["precision"] == "highest"
+    sampler = CachedSampler.create(system, params)
+    guidance = {"var": {"guidance.scale": 1.5}, "llamagen": {"guidance.scale": 2.0}}[family]
+    if family == "var":
+        label, steps = case["label"], range(system.schedule.num_steps)
+        drawn = np.concatenate([case[f"greedy.idx_{k}"] for k in steps], axis=1)
+    else:
+        label, drawn = case["gpt_labels"], case["gen_cfg_ids"]
+    _, strength = sampling_of(config, guidance)
+    with jax.default_matmul_precision(config["precision"]):
+        samples = sampler(
+            {"label": jnp.asarray(label, jnp.int32)},
+            image_keys(0, 0, len(label)),
+            knobs=Knobs(temperature=0.0),
+            guidance=strength,
+        )
+    np.testing.assert_array_equal(samples.codes, drawn)
+
+
+def test_sample_command(family, folder, tmp_path):
+    drawn = sample_workdir(
+        folder / "ours",
+        tmp_path / "samples.png",
+        labels=[2, 3],
+        sampling={"guidance.scale": 4.0, "top_k": 20, "top_p": 0.95, "smooth": family == "var"},
+        progress=False,
+    )
+    assert drawn.images.shape[0] == 2 and (tmp_path / "samples.png").exists()
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_round_trip_is_exact(family, folder, case, tmp_path, suffix):
+    outs = tmp_path / f"transformer.{suffix}", tmp_path / f"tokenizer.{suffix}"
+    lines = export_directory(choose(family), folder / "ours", outs)
+    assert len(lines) == 2
+    for out, part in zip(outs, (TRANSFORMERS[family], "tokenizer"), strict=True):
+        wanted, found = official(case, part), weight_file.read(out)
+        assert found.keys() == wanted.keys()
+        kinds = {tensor["key"]: tensor["kind"] for tensor in case.tensors(part)}
+        for key, tensor in wanted.items():
+            assert found[key].dtype == tensor.dtype and found[key].shape == tensor.shape, key
+            if kinds[key] == "param":
+                np.testing.assert_array_equal(found[key], tensor, key)
+
+
+def test_exported_buffers_of_var(tmp_path):
+    write_directory(convert("var", write_files("var", tmp_path)), tmp_path / "ours")
+    export_directory(choose("var"), tmp_path / "ours", [tmp_path / "transformer.safetensors"])
+    found = weight_file.read(tmp_path / "transformer.safetensors")
+    assert found["lvl_1L"].dtype == np.int64
+    sizes = np.square(OPTIONS["var"]["scales"])
+    level = np.repeat(np.arange(len(sizes)), sizes)
+    np.testing.assert_array_equal(found["lvl_1L"], level[None])
+    mask = found["attn_bias_for_masking"][0, 0]
+    np.testing.assert_array_equal(mask == 0, level[:, None] >= level)
+    assert np.isneginf(mask[mask != 0]).all()
+    assert not found["blocks.1.attn.zero_k_bias"].any()
+
+
+def test_a_tokenizer_alone(family, folder, case, tmp_path):
+    files = folder / "tokenizer.pt", None
+    write_directory(convert(family, files), tmp_path / "ours")
+    config, tokenizer, _ = load_tokenizer(tmp_path / "ours")
+    size = OPTIONS[family].get("image_size", 64)
+    assert tokenizer.image_shape == (size, size, 3) and config["data"]["image_size"] == size
+    assert "backbone" not in config
+    export_directory(choose(family), tmp_path / "ours", [tmp_path / "back.pth"])
+    found = weight_file.read(tmp_path / "back.pth")
+    for key, tensor in case.state_dict("tokenizer").items():
+        np.testing.assert_array_equal(found[key], tensor, key)
+
+
+def test_trainer_checkpoints_of_var(tmp_path):
+    """One file holds both, among much else."""
+    case = Case.load(GOLDEN / CASES["var"])
+    trainer = {
+        "config": {"depth": 2},
+        "var_wo_ddp": official(case, "transformer"),
+        "vae_local": official(case, "tokenizer"),
+    }
+    path = tmp_path / "ar-ckpt-last.pth"
+    weight_file.write(path, {"epoch": 1, "iter": 2, "trainer": trainer})
+    converted = convert("var", (path, path))
+    assert converted.params["tokenizer"]["quantizer"]["codebook"].shape == (64, 8)
+
+
+def test_nothing_is_overwritten(family, folder, tmp_path):
+    converted = convert(family, (folder / "tokenizer.pt", folder / "transformer.pt"))
+    with pytest.raises(ValueError, match="exists already"):
+        write_directory(converted, folder / "ours")
+    (tmp_path / "there.pth").write_text("mine")
+    with pytest.raises(ValueError, match=r"there\.pth exists already"):
+        export_directory(choose(family), folder / "ours", [tmp_path / "there.pth"])
+    with pytest.raises(ValueError, match="suffix"):
+        export_directory(choose(family), folder / "ours", [tmp_path / "a.npz"])
+    with pytest.raises(ValueError, match="not 3"):
+        outs = [tmp_path / f"{i}.pth" for i in range(3)]
+        export_directory(choose(family), folder / "ours", outs)
+    assert [path.name for path in tmp_path.iterdir()] == ["there.pth"]
+
+
+def test_a_configuration_is_checked_and_taken_over(family, folder):
+    config = convert(family, (folder / "tokenizer.pt", folder / "transformer.pt")).config
+    config["backbone"] |= {"drop_path": 0.25}
+    config["train"] |= {"steps": 77}
+    files = folder / "tokenizer.pt", folder / "transformer.pt"
+    taken = convert_files(choose(family), *files, None, config).config
+    assert taken["backbone"]["drop_path"] == 0.25 and taken["train"]["steps"] == 77
+    wrong = config | {"backbone": config["backbone"] | {"norm_epsilon": 0.5, "num_classes": 9}}
+    with pytest.raises(ValueError, match=r"transformer\.pt: num_classes is 9, but .* says 10"):
+        convert_files(choose(family), *files, None, wrong)
+    other = "silu" if family == "var" else "relu"
+    wrong = config | {"backbone": config["backbone"] | {"activation": other}}
+    with pytest.raises(ValueError, match=rf"config\.backbone\.activation is '{other}', but .*\.pt"):
+        convert_files(choose(family), *files, None, wrong)
