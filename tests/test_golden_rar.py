@@ -1,0 +1,204 @@
+"""RAR: every array that the official code recorded, every released size, the way back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from ar_jax.build import build_system
+from ar_jax.convert import rar
+from ar_jax.convert.parity import rar as parity
+from ar_jax.convert.parity.case import Case
+from ar_jax.convert.parity.compare import check_case
+from ar_jax.convert.part import Part, empty_params, release_shapes, to_params, to_tensors
+from tests.config_files import load
+from tests.quick_compilation import quick_compilation  # noqa: F401
+
+GOLDEN = Path(__file__).parent / "golden" / "rar"
+RELEASES = {
+    "RAR-B": ("b", 260_923_648),
+    "RAR-L": ("l", 461_668_352),
+    "RAR-XL": ("xl", 955_425_024),
+    "RAR-XXL": ("xxl", 1_498_520_704),
+}
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(
+    scope="module", params=sorted(path.parent.name for path in GOLDEN.glob("*/spec.json"))
+)
+def case(request) -> Case:
+    return Case.load(GOLDEN / request.param)
+
+
+@pytest.fixture(scope="module")
+def released() -> dict[str, dict[str, tuple[int, ...]]]:
+    stored = json.loads((GOLDEN / "release_keys.json").read_text())
+    return {
+        name: {key: tuple(shape) for key, shape in tensors.items()}
+        for name, tensors in stored.items()
+    }
+
+
+def test_parity(case):
+    lines = list(check_case(parity, case))
+    wrong = "\n".join(str(line) for line in lines if not line.ok)
+    assert not wrong, f"\n{wrong}"
+    assert len(lines) == 27
+
+
+def test_the_case_shows_what_it_should(case):
+    """A dropped label, orders that are not raster ones, and all stretches of the annealing."""
+    assert 0 < np.sum(case["drop_u"] < parity.LABEL_DROPOUT) < len(case["drop_u"])
+    assert (case["orders"] != np.arange(case["orders"].shape[1])).any(axis=1).all()
+    ratio = case["anneal_ratio"]
+    assert ratio.max() == 1 and ratio.min() == 0 and ((ratio > 0) & (ratio < 1)).any()
+
+
+def parts(case: Case) -> dict[str, tuple[Part, Any]]:
+    """Sub-model -> (part, shapes of our parameters)."""
+    model = parity.load(case)
+    size = model.system.tokenizer.image_shape[:2]
+    tokenizer = parity.tokenizer_part(case, size)
+    config = {"dtype": "float32", **tokenizer.section, **model.generator.section}
+    return {
+        name: (part, empty_params(config, name))
+        for name, part in (("tokenizer", tokenizer), ("generator", model.generator))
+    }
+
+
+def test_round_trip_is_exact(case):
+    """The rows of the tables that nothing reads are parameters too."""
+    for name, (part, expected) in parts(case).items():
+        tensors = case.state_dict(name)
+        back = to_tensors(part, to_params(part, tensors, expected, name))
+        assert back.keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert back[key].dtype == tensor.dtype and back[key].shape == tensor.shape, key
+            np.testing.assert_array_equal(back[key], tensor, key)
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_released_generators(released, name):
+    size, parameters = RELEASES[name]
+    shapes = released[name]
+    assert sum(math.prod(shape) for shape in shapes.values()) == parameters
+    part = rar.generator(shapes, {})
+    tokenizer = rar.tokenizer(released["MaskGIT-VQGAN"], {})
+    config = {"dtype": "float32", **tokenizer.section, **part.section}
+    assert release_shapes(part, empty_params(config, "generator")) == shapes
+    # The configuration is the file's, but for what is said of training.
+    wanted = load("configs/imagenet256/rar.py").get_config(size).to_dict()
+    for section in ("schedule", "head", "objective"):
+        assert part.section[section] == wanted[section], section
+    fields = part.section["backbone"]
+    assert fields == {k: v for k, v in wanted["backbone"].items() if k != "remat"}
+    assert part.section["sampling"]["guidance"] == wanted["sampling"]["guidance"]
+    assert part.section["sampling"]["temperature"] == wanted["sampling"]["temperature"]
+    ours = tokenizer.section["tokenizer"]
+    assert ours["autoencoder"] == wanted["tokenizer"]["autoencoder"]
+    build_system(config)
+
+
+def test_released_tokenizer(released):
+    shapes = released["MaskGIT-VQGAN"]
+    part = rar.tokenizer(shapes, {})
+    config = {"dtype": "float32", **part.section}
+    assert release_shapes(part, empty_params(config, "tokenizer")) == shapes
+    assert sum(math.prod(shape) for shape in shapes.values()) == 54_515_587 and len(shapes) == 168
+    assert not part.buffers
+
+
+def made(net: dict[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """(our config, official shapes) of a small generator with these fields."""
+    config = load("configs/imagenet256/rar.py").get_config("b").to_dict()
+    config["backbone"] |= net
+    part = rar.generator_part(config)
+    return config, release_shapes(part, empty_params(config, "generator"))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        dict(width=36, heads=3, depth=2, mlp_hidden=50, num_classes=7),
+        dict(width=32, heads=1, depth=1, mlp_hidden=32, num_classes=1),
+    ],
+    ids=["three heads", "one head"],
+)
+def test_sizes_are_read_from_the_shapes(net):
+    config, shapes = made(net)
+    read = rar.generator(shapes, {}).section
+    assert read["schedule"] == config["schedule"]
+    assert read["backbone"] == {k: v for k, v in config["backbone"].items() if k != "remat"}
+    assert read["sampling"]["guidance"]["scale"] == 4.0  # of no release
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(grid=17), ["grid is 17", "1280"]),
+        (dict(heads=4), ["heads is 4", "q_norm", "3"]),
+        (dict(num_classes=8), ["num_classes is 8", "embeddings.weight", "7"]),
+        (dict(mlp_hidden=51), ["mlp_hidden is 51", "50"]),
+    ],
+)
+def test_options_must_agree_with_the_shapes(options, words):
+    _, shapes = made(dict(width=36, heads=3, depth=1, mlp_hidden=50, num_classes=7))
+    if "grid" in options:
+        shapes = shapes | {"timesteps_embeddings": (1, 280, 36)}
+    with pytest.raises(ValueError) as error:
+        rar.generator(shapes, options)
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+def test_an_unclear_grid_must_be_given():
+    _, shapes = made(dict(width=36, heads=3, depth=1, mlp_hidden=50, num_classes=7))
+    shapes |= {
+        "pos_embed": (1, 12 + 1024, 36),
+        "target_aware_pos_embed": (1, 12 + 1024, 36),
+        "timesteps_embeddings": (1, 12 + 100, 36),
+    }
+    with pytest.raises(ValueError, match="give the option grid"):
+        rar.generator(shapes, {})
+    part = rar.generator(shapes, {"grid": (3, 4)})
+    assert part.section["schedule"]["grid"] == (3, 4)
+    assert part.section["backbone"]["spare_positions"] == 1022
+
+
+@pytest.mark.parametrize("field", ["positions", "qk_norm", "norm", "shared_embedding"])
+def test_other_decoders_are_refused(field):
+    config = load("configs/imagenet256/rar.py").get_config("b").to_dict()
+    config["backbone"][field] = "none"
+    with pytest.raises(ValueError, match=f"backbone.{field} is 'none'"):
+        rar.generator_part(config)
+
+
+def test_other_tokenizers_are_refused():
+    config = load("configs/imagenet256/tokenizer_vq.py").get_config().to_dict()
+    with pytest.raises(ValueError, match="tokenizer.autoencoder.name are .*'pooled'"):
+        rar.tokenizer_part(config)
+    config = load("configs/imagenet256/tokenizer_maskgit.py").get_config().to_dict()
+    config["tokenizer"]["l2_norm"] = True
+    with pytest.raises(ValueError, match="without l2_norm"):
+        rar.tokenizer_part(config)
+
+
+def test_the_adaptive_norms_vectors_are_moved(case):
+    """shift, scale, gate (attention, then MLP) -> gates, scales, shifts."""
+    part, expected = parts(case)["generator"]
+    key = "blocks.0.adaLN_modulation.1.bias"
+    tensors = case.state_dict("generator")
+    params = to_params(part, tensors, expected, "generator")
+    ours = params["backbone"]["stack"]["blocks"]["modulation"]["bias"][0]
+    shift1, scale1, gate1, shift2, scale2, gate2 = np.split(tensors[key], 6)
+    wanted = np.stack([gate1, gate2, scale1, scale2, shift1, shift2])
+    np.testing.assert_array_equal(ours, wanted)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, expected)
