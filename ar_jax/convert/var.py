@@ -65,13 +65,16 @@ def tokenizer(shapes: Shapes, options: Mapping[str, Any]) -> Part:
     grid = as_grids(scales)[-1]
     side = grid[0] * size if grid[0] == grid[1] else (grid[0] * size, grid[1] * size)
     image_size = agree("image_size", side, options, f"the last scale {grid}")
-    phis = agree("phis", _phis(shapes), options, "the file")
+    phis, ratio = _phis(shapes), options.get("phi_ratio", 0.5)
+    if phis is None:  # the official code has no convolutions at a ratio of zero
+        phis, ratio = options.get("phis", 4), agree("phi_ratio", 0.0, options, "the file")
+    phis = agree("phis", phis, options, "the file")
     section = dict(
         name="multiscale_vq",
         scales=tuple(scales),
         codebook_size=agree("codebook_size", codebook[0], options, "the codebook"),
         phis=phis,
-        phi_ratio=options.get("phi_ratio", 0.5),
+        phi_ratio=ratio,
         l2_norm=options.get("l2_norm", False),
         autoencoder=read_autoencoder(shapes, STYLE, {**options, "image_size": image_size}),
     )
@@ -86,7 +89,7 @@ def tokenizer_part(config: Mapping[str, Any]) -> Part:
     places = autoencoder_places(section["autoencoder"], STYLE)
     places["quantize.embedding.weight"] = same("quantizer/codebook")
     phis, scales = section.get("phis", 4), len(section["scales"])
-    for i in range(phis or scales):
+    for i in range((phis or scales) if section.get("phi_ratio", 0.5) else 0):
         name = {0: f"{i}", 1: "qresi"}.get(phis, f"qresi_ls.{i}")
         key, ours = f"quantize.quant_resi.{name}", f"quantizer/phi_{i}"
         places[f"{key}.weight"] = convolution(f"{ours}/kernel")
@@ -264,14 +267,15 @@ def _fits(scales: Any, length: int, count: int) -> bool:
     return len(grids) == count and sum(rows * columns for rows, columns in grids) == length
 
 
-def _phis(shapes: Shapes) -> int:
-    """Our field 'phis': 1 one for all scales, 0 one for each, else their number."""
+def _phis(shapes: Shapes) -> int | None:
+    """Our field 'phis': 1 one for all scales, 0 one for each, else their number; None: no phi."""
     root = "quantize.quant_resi"
     if f"{root}.qresi.weight" in shapes:
         return 1
     if f"{root}.0.weight" in shapes:
         return 0
-    return next(i for i in itertools.count() if f"{root}.qresi_ls.{i}.weight" not in shapes)
+    count = next(i for i in itertools.count() if f"{root}.qresi_ls.{i}.weight" not in shapes)
+    return count or None
 
 
 def read_levels(shapes: Shapes) -> int:

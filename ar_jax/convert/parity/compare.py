@@ -36,12 +36,12 @@ class Family(Protocol):
     """
 
     @property
-    def INPUTS(self) -> Sequence[str]:  # noqa: N802
+    def INPUTS(self) -> Sequence[str]:
         """Patterns."""
         ...
 
     @property
-    def NOT_APPLICABLE(self) -> Mapping[str, str]:  # noqa: N802
+    def NOT_APPLICABLE(self) -> Mapping[str, str]:
         """Pattern -> reason."""
         ...
 

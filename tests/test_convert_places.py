@@ -1,0 +1,248 @@
+"""Strictness: what does not fit is named, with both names and both shapes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from ar_jax.convert import llamagen, var, weight_file
+from ar_jax.convert.conversion import convert_files
+from ar_jax.convert.parity.case import Case, read_measured, read_selected
+from ar_jax.convert.parity.compare import check_case
+from ar_jax.convert.part import agree, find_state_dict
+from ar_jax.convert.places import (
+    check_cover,
+    dense,
+    fused,
+    fused_bias,
+    official_shapes,
+    same,
+    split,
+    to_official,
+    to_ours,
+)
+from ar_jax.convert.release import choose
+from tests.converted_cases import CASES, GOLDEN, OPTIONS, TRANSFORMERS, official
+
+ATTENTION = "stack/attention"
+PLACES = {
+    "0.qkv": fused(ATTENTION, (4, -1, 2), 0, sizes=(4, 2, 2)),
+    "1.qkv": fused(ATTENTION, (4, -1, 2), 1, sizes=(4, 2, 2)),
+    "out": dense("out/kernel", (2, 2, 3), 2),
+    "bias": split("a/bias", "b/bias"),
+    "norm": same("norm/scale"),
+}
+SHAPES = {
+    "stack": {
+        "attention": {
+            name: {"kernel": jax.ShapeDtypeStruct((2, 4, heads, 2), np.float32)}
+            for name, heads in (("query", 2), ("key", 1), ("value", 1))
+        }
+    },
+    "out": {"kernel": jax.ShapeDtypeStruct((2, 2, 3), np.float32)},
+    "a": {"bias": jax.ShapeDtypeStruct((3,), np.float32)},
+    "b": {"bias": jax.ShapeDtypeStruct((3,), np.float32)},
+    "norm": {"scale": jax.ShapeDtypeStruct((5,), np.float32)},
+}
+OFFICIAL = {"0.qkv": (8, 4), "1.qkv": (8, 4), "out": (3, 4), "bias": (6,), "norm": (5,)}
+
+
+def tensors(**changes: Any) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    drawn = {key: rng.standard_normal(shape, np.float32) for key, shape in OFFICIAL.items()}
+    return drawn | changes
+
+
+def test_there_and_back():
+    assert official_shapes(PLACES, SHAPES) == OFFICIAL
+    given = tensors()
+    ours = to_ours(PLACES, given, SHAPES)
+    assert jax.tree.map(np.shape, ours) == jax.tree.map(lambda s: s.shape, SHAPES)
+    # Row r of the second layer's weight is output r: of the key's only head, element r - 4.
+    np.testing.assert_array_equal(
+        ours["stack"]["attention"]["key"]["kernel"][1, :, 0, 1], given["1.qkv"][5]
+    )
+    np.testing.assert_array_equal(ours["out"]["kernel"][1, 0], given["out"][:, 2])
+    np.testing.assert_array_equal(ours["b"]["bias"], given["bias"][3:])
+    back = to_official(PLACES, ours)
+    assert list(back) == list(PLACES)
+    for key, tensor in given.items():
+        np.testing.assert_array_equal(back[key], tensor)
+    bias = fused_bias("x", (-1, 2), names=("q", "k"), sizes=(4, 2))
+    shapes = {"x": {"q": {"bias": np.zeros((2, 2))}, "k": {"bias": np.zeros((1, 2))}}}
+    assert official_shapes({"b": bias}, shapes) == {"b": (6,)}
+
+
+def test_half_precision_is_widened():
+    half = {key: tensor.astype(np.float16) for key, tensor in tensors().items()}
+    ours = to_ours(PLACES, half, SHAPES)
+    assert ours["norm"]["scale"].dtype == np.float32
+    np.testing.assert_array_equal(ours["norm"]["scale"], half["norm"].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extra": np.zeros(3)}, r"'extra' \(3,\) has no place"),
+        ({"norm": None}, r"'norm' is missing; our 'norm/scale' needs it"),
+        ({"norm": np.zeros(4)}, r"'norm' has the shape \(4,\).*'norm/scale' \(\(5,\)\).*\(5,\)"),
+        ({"1.qkv": np.zeros((8, 5))}, r"'1.qkv' .*\(8, 5\).*/key/kernel'.* of layer 1 .*\(8, 4\)"),
+        ({"norm": np.zeros(5, np.int64)}, r"'norm' is int64, but our 'norm/scale' takes floats"),
+    ],
+)
+def test_tensors_that_do_not_fit(change, message):
+    given = {key: tensor for key, tensor in tensors(**change).items() if tensor is not None}
+    with pytest.raises(ValueError, match=message):
+        to_ours(PLACES, given, SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"again": same("norm/scale")}, r"'norm' and 'again' both fill our 'norm/scale'"),
+        ({"other": same("other/scale")}, r"'other' belongs in 'other/scale', which ours has not"),
+        ({"norm": None}, r"our 'norm/scale' \(5,\) is not filled"),
+        ({"1.qkv": None}, r"query/kernel' \(2, 4, 2, 2\) is not filled: of 2 layers.*\[0\]"),
+    ],
+)
+def test_places_that_do_not_fit(change, message):
+    places = {key: place for key, place in {**PLACES, **change}.items() if place is not None}
+    with pytest.raises(ValueError, match=message):
+        check_cover(places, SHAPES)
+
+
+def test_options_must_agree():
+    assert agree("width", 4, {}, "x") == 4 and agree("width", None, {"width": 4}, "x") == 4
+    assert agree("sizes", (1, 2), {"sizes": [1, 2]}, "x") == (1, 2)
+    with pytest.raises(ValueError, match="width is 5, but x.weight says 4"):
+        agree("width", 4, {"width": 5}, "x.weight")
+    with pytest.raises(ValueError, match="do not say heads"):
+        agree("heads", None, {}, "")
+
+
+def test_state_dict_inside_a_container():
+    state = {"k": np.zeros(1)}
+    names = ("model", "trainer.net")
+    for container in (state, {"model": state}, {"trainer": {"net": state}}):
+        assert find_state_dict(container, names, "k") is state
+    with pytest.raises(ValueError, match=r"no tensor 'k'.*model, trainer\.net.*holds 'optimizer'"):
+        find_state_dict({"optimizer": {}, "trainer": 3}, names, "k")
+
+
+@pytest.mark.parametrize("family", sorted(CASES))
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape", "kind", "list"])
+def test_files_that_do_not_fit(family, change, tmp_path):
+    """The error names the file, the key and what is wrong."""
+    case = Case.load(GOLDEN / CASES[family])
+    broken = official(case, TRANSFORMERS[family])
+    key = {"var": "blocks.1.ffn.fc2.weight", "llamagen": "layers.1.feed_forward.w2.weight"}[family]
+    messages = {
+        "missing": rf"{key}' is missing; our 'backbone/stack/blocks/mlp/down/kernel' of layer 1",
+        "unknown": r"'strange' \(2,\) has no place",
+        "shape": rf"{key}' has the shape \(2, 3\), but our 'backbone/.* needs",
+        "kind": rf"{key}' is int32",
+        "list": r"'note' is a str, not a tensor",
+    }
+    if change == "missing":
+        del broken[key]
+    elif change == "unknown":
+        broken["strange"] = np.zeros(2, np.float32)
+    elif change == "list":
+        broken["note"] = "hello"  # type: ignore[assignment]
+    else:
+        shape = (2, 3) if change == "shape" else broken[key].shape
+        broken[key] = np.zeros(shape, np.float32 if change == "shape" else np.int32)
+    paths = tmp_path / "tokenizer.pt", tmp_path / "transformer.pt"
+    weight_file.write(paths[0], official(case, "tokenizer"))
+    weight_file.write(paths[1], broken)
+    with pytest.raises(ValueError, match=rf"transformer\.pt: .*{messages[change]}"):
+        convert_files(choose(family), *paths, OPTIONS[family])
+
+
+def test_what_the_tensors_say_is_checked():
+    case = Case.load(GOLDEN / CASES["var"])
+    shapes = case.shapes("transformer")
+    with pytest.raises(ValueError, match="30 positions on 4 scales, which are not the official"):
+        var.generator(shapes, {})
+    with pytest.raises(ValueError, match=r"scales is \(1, 2, 3, 5\), but pos_1LC has 30"):
+        var.generator(shapes, {"scales": (1, 2, 3, 5)})
+    with pytest.raises(ValueError, match="heads is 4, but .* says 2"):
+        var.generator(shapes, {"scales": (1, 2, 3, 4), "heads": 4})
+    shapes = Case.load(GOLDEN / CASES["llamagen"]).shapes("gpt_c2i")
+    with pytest.raises(ValueError, match="give the option heads"):
+        llamagen.generator(shapes, {})
+    with pytest.raises(ValueError, match="heads is 5, which does not divide the width 96"):
+        llamagen.generator(shapes, {"heads": 5})
+    with pytest.raises(ValueError, match="family 'x' is none of"):
+        choose("x")
+
+
+def test_tables_of_a_readme():
+    readme = "\n".join(
+        [
+            "| name | max abs diff | relative norm |",
+            "| `a` | 1.00e-06 | 2.00e-07 |",
+            "| `ids` | equal | |",
+            "| `b_*` | 2x3 | words, `[::4, :8]` | 3.0e-06 / 4.0e-07 |",
+            "| c | out | [2] | float32 | 5.0e-06 / 6.0e-07 | words |",
+            "| d | in | [2] | float32 | | words |",
+        ]
+    )
+    assert read_measured(readme) == {"a": (1e-6, 2e-7), "b_*": (3e-6, 4e-7), "c": (5e-6, 6e-7)}
+    assert read_selected(readme) == {"b_*": (slice(None, None, 4), slice(None, 8))}
+
+
+class Fake:
+    """A family whose outputs are given."""
+
+    def __init__(self, **given: Any):
+        self.INPUTS = ("in*",)
+        self.NOT_APPLICABLE = {"old": "no longer a thing"}
+        self.given = given
+
+    def outputs(self, case: Case) -> Any:
+        return iter(self.given.items())
+
+
+def test_comparison(tmp_path):
+    """A wrong, a missing, an invented and an unchecked array all fail; a reason excuses."""
+    (tmp_path / "spec.json").write_text(json.dumps({"family": "fake"}))
+    recorded: dict[str, Any] = dict(
+        near=np.ones(3, np.float32),
+        far=np.ones(3, np.float32),
+        ids=np.arange(3),
+        wrong_ids=np.arange(3),
+        float_ids=np.arange(3),
+        infinite=np.array([-np.inf, 1], np.float32),
+        moved=np.array([-np.inf, 1], np.float32),
+        shape=np.zeros(3, np.float32),
+        names=np.array(["a", "b"]),
+        unchecked=np.zeros(1),
+        old=np.zeros(1),
+        input=np.zeros(1),
+    )
+    np.savez(tmp_path / "io.npz", **recorded)
+    (tmp_path / "README.md").write_text("| `near` | 1e-6 | 1e-5 |\n| `far` | 1e-6 | 1e-5 |\n")
+    case = Case.load(tmp_path)
+    ours = recorded | dict(
+        near=recorded["near"] * (1 + 9e-5),
+        far=recorded["far"] * (1 + 2e-4),
+        wrong_ids=np.array([0, 1, 3]),
+        float_ids=np.arange(3.0),
+        moved=np.array([1, -np.inf]),
+        shape=np.zeros((3, 1)),
+        invented=np.zeros(2),
+    )
+    given = {name: a for name, a in ours.items() if name not in ("unchecked", "old", "input")}
+    lines = {line.name: line for line in check_case(Fake(**given), case)}
+    assert {name for name, line in lines.items() if line.ok} == {
+        *("near", "ids", "infinite", "names", "old")
+    }
+    assert lines.keys() == (recorded.keys() | {"invented"}) - {"input"}
+    assert lines["near"].tolerance == pytest.approx(1e-4)
+    assert "10 x 1.0e-05 measured" in str(lines["near"]) and str(lines["far"]).endswith("FAIL")
+    assert "not checked" in str(lines["unchecked"]) and "no longer a thing" in str(lines["old"])
