@@ -25,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 FOLDER = "checkpoints"
 DATA = "data"
+STATE = "state"
 # A generator's workdir keeps its tokenizer in TOKENIZER/PARAMS.
 TOKENIZER = "tokenizer"
 PARAMS = "params"
@@ -125,7 +126,7 @@ def load_params(
     workdir: epath.PathLike,
     which: str = "ema",
     step: int | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding] | None = None,
 ) -> dict[str, Any]:
     """Parameters of a run, as saved: a dict tree of float32 arrays.
 
@@ -133,11 +134,31 @@ def load_params(
         workdir: of the training run.
         which: 'ema', 'params', or 'auto': the EMA if the run keeps one, else the parameters.
         step: None for the newest.
-        sharding: of every array; None puts them on the first device.
+        sharding: of every array, or 'a/b/c' -> that of one; arrays without one are put on the
+            first device.
 
     Raises:
         ValueError: no such checkpoint, or the run keeps no EMA; says which there are.
     """
+    path, part = _find_params(workdir, which, step)
+    return _load(path, part, None, sharding)
+
+
+def params_shapes(workdir: epath.PathLike, which: str = "auto") -> dict[str, tuple[int, ...]]:
+    """'a/b/c' -> shape of what `load_params` loads from the newest checkpoint."""
+    path, part = _find_params(workdir, which, None)
+    return _shapes(ocp.metadata(path, checkpointable_name=part).metadata)
+
+
+def holds_only_params(workdir: epath.PathLike) -> bool:
+    """Whether the newest checkpoint cannot be trained on from: a converted one has no state."""
+    steps = list_steps(workdir)
+    newest = epath.Path(workdir).absolute() / FOLDER / str(steps[-1]) if steps else None
+    return newest is not None and not (newest / STATE).exists()
+
+
+def _find_params(workdir: epath.PathLike, which: str, step: int | None) -> tuple[epath.Path, str]:
+    """The checkpoint, and its part 'params' or 'ema'."""
     if which not in ("ema", "params", "auto"):
         raise ValueError(f"which={which!r} is none of 'ema', 'params', 'auto'")
     steps = list_steps(workdir)
@@ -158,7 +179,7 @@ def load_params(
         raise ValueError(
             f"{path} holds no {which!r}: the run had config.ema.decay=0. Load which='params'"
         )
-    return _load(path, which, None, sharding)
+    return path, which
 
 
 def save_tree(path: epath.PathLike, tree: Any, metadata: dict[str, Any] | None = None) -> None:
@@ -233,9 +254,13 @@ def tree_digest(tree: Any) -> str:
 def _load(path: epath.Path, part: str | None, abstract: Any, sharding: Any) -> Any:
     named = {} if part is None else {"checkpointable_name": part}
     if abstract is None:
-        where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(
-            lambda saved: jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=where),
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = sharding if isinstance(sharding, Mapping) else {}
+        rest = first if sharding is None or isinstance(sharding, Mapping) else sharding
+        abstract = jax.tree_util.tree_map_with_path(
+            lambda name, saved: jax.ShapeDtypeStruct(
+                saved.shape, saved.dtype, sharding=places.get(_name(name), rest)
+            ),
             ocp.metadata(path, **named).metadata,
         )
     else:

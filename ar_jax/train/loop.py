@@ -24,6 +24,7 @@ from ar_jax.train.fields import read_settings
 from ar_jax.train.preemption import StopRequest
 from ar_jax.train.program import build_program, describe_parameters, evaluate, start_state
 from ar_jax.train.report import Reporter
+from ar_jax.train.start_from import initial_params
 from ar_jax.train.state import TrainState, sampling_params, to_parts
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def train(
     """Trains from the newest checkpoint in ``workdir``, or from nothing, to ``config.train.steps``.
 
     Args:
-        config: the sections train, optimizer, ema and mesh, and seed and precision, are read here.
+        config: the sections train, optimizer, ema, mesh and init_from, and seed and precision, are
+            read here.
         frozen: name -> parameters the objective needs but does not train; {} if none. Kept in
             ``workdir/<name>/params``, so that the workdir holds all of the system.
         train_data: endless batches of this process's rows, whose position orbax can save.
@@ -95,6 +97,7 @@ def train(
             ema_warmup=settings.ema.warmup,
         )
         frozen_places = shardings(frozen, mesh)
+        initial = initial_params(config, objective, program, folder)
         stop = stack.enter_context(StopRequest())
         if main:
             record_run(config, folder)
@@ -103,7 +106,8 @@ def train(
         keep_frozen(frozen, folder)
         checkpoints = Checkpoints(folder, keep=fields.keep_checkpoints)
         stack.callback(checkpoints.close)
-        state = start_state(program, checkpoints, train_data)
+        state = start_state(program, checkpoints, train_data, initial)
+        del initial  # donated
         frozen = jax.device_put(frozen, frozen_places)
         first = int(state.step)
         announce(folder, mesh, first, fields.steps)

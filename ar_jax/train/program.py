@@ -35,7 +35,8 @@ class Program:
     Attributes:
         key: the run's key, fold_in of which makes every other.
         abstract: the train state's shapes with their shardings.
-        init: () -> state of a new run.
+        init: () -> state of a new run; or (params), which are donated, -> one that starts from
+            them.
         train_step: (state, frozen, batch, key) -> (state, metrics); the state is donated.
         eval_step: (params, stats, frozen, batch, key, index) -> (means, rows).
         rows: sharding of a batch.
@@ -43,7 +44,7 @@ class Program:
 
     key: Array
     abstract: TrainState
-    init: Callable[[], TrainState]
+    init: Callable[..., TrainState]
     train_step: TrainStep
     eval_step: EvalStep
     rows: NamedSharding
@@ -63,8 +64,8 @@ def build_program(
     whole = replicated(mesh)
     key = jax.device_put(jax.random.key(seed), whole)
 
-    def init() -> TrainState:
-        return init_state(objective, optimizer, jax.random.key(seed), ema=ema_decay > 0)
+    def init(params: Params | None = None) -> TrainState:
+        return init_state(objective, optimizer, jax.random.key(seed), params, ema=ema_decay > 0)
 
     shapes = jax.eval_shape(init)
     places = shardings(shapes, mesh)
@@ -83,17 +84,23 @@ def build_program(
     return Program(
         key=key,
         abstract=abstract,
-        init=jax.jit(init, out_shardings=places),
+        init=jax.jit(init, donate_argnums=0, out_shardings=places),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(places, whole)),
         eval_step=jax.jit(make_eval_step(objective), out_shardings=whole),
         rows=batch_sharding(mesh),
     )
 
 
-def start_state(program: Program, checkpoints: Checkpoints, train_data: Any) -> TrainState:
-    """The newest checkpoint's state, with ``train_data`` set to its place, or a new run's."""
+def start_state(
+    program: Program, checkpoints: Checkpoints, train_data: Any, initial: Params | None = None
+) -> TrainState:
+    """The newest checkpoint's state, with ``train_data`` set to its place, or a new run's.
+
+    Args:
+        initial: parameters that a new run starts from; None: new ones.
+    """
     if not checkpoints.steps:
-        return program.init()
+        return program.init(initial)
     parts = checkpoints.restore(checkpoints.steps[-1], to_parts(program.abstract), train_data)
     return from_parts(parts)
 

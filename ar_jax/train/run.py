@@ -22,9 +22,11 @@ from ar_jax.objectives.likelihood import init_tokenizer
 from ar_jax.train.fields import read_settings
 from ar_jax.train.loop import Outcome, train
 from ar_jax.train.preview import build_preview
+from ar_jax.train.start_from import read_init_from
 
 SECTIONS: tuple[str, ...] = ("seed", "dtype", "precision", "data", "tokenizer", "objective")
 SECTIONS += ("train", "optimizer", "ema", "mesh")
+OPTIONAL = ("init_from",)
 GENERATOR_SECTIONS = ("tokenizer_checkpoint", "schedule", "backbone", "head", "sampling")
 
 
@@ -69,8 +71,9 @@ def check_sections(config: Any) -> None:
         raise ValueError("config.objective is missing")
     wanted = SECTIONS if trains_tokenizer(config) else SECTIONS + GENERATOR_SECTIONS
     for name in config:
-        if name not in wanted:
-            raise ValueError(f"config.{name} is no section; a config has {', '.join(wanted)}")
+        if name not in wanted + OPTIONAL:
+            known = ", ".join(wanted + OPTIONAL)
+            raise ValueError(f"config.{name} is no section; a config has {known}")
     for name in wanted:
         if name not in config:
             raise ValueError(f"config.{name} is missing; a config has {', '.join(wanted)}")
@@ -124,9 +127,11 @@ def check_codes(config: Any, system: Any, tokenizer: Params) -> None:
 def load_tokenizer(config: Any, workdir: str | Path, system: Any) -> Params:
     """The frozen tokenizer of a generator: the workdir's once it keeps one.
 
+    A run that starts from another one's parameters (``config.init_from``) has its tokenizer.
+
     Raises:
-        ValueError: no tokenizer is named, it differs from ``config.tokenizer``, or its parameters
-            do not fit.
+        ValueError: no tokenizer is named, it differs from ``config.tokenizer``, its parameters do
+            not fit, or are not those that the run to start from was trained with.
     """
     folder = Path(workdir) / TOKENIZER
     shapes = jax.eval_shape(lambda key: init_tokenizer(system, key), jax.random.key(0))
@@ -136,7 +141,17 @@ def load_tokenizer(config: Any, workdir: str | Path, system: Any) -> Params:
     )
     if (folder / PARAMS).exists():
         return load_tree(folder / PARAMS, shapes)
-    source = config["tokenizer_checkpoint"]
+    source, start = config["tokenizer_checkpoint"], read_init_from(config).workdir
+    if start:
+        check_trained_tokenizer(config, _of_our_size(config, read_config(start)["tokenizer"]))
+        kept = load_tree(Path(start) / TOKENIZER / PARAMS, shapes)
+        if source and tree_digest(load_params(source, "auto")) != tree_digest(kept):
+            raise ValueError(
+                f"config.tokenizer_checkpoint={source} is not the tokenizer that "
+                f"config.init_from.workdir={start} was trained with: leave tokenizer_checkpoint "
+                "empty to take that"
+            )
+        return kept
     if not source:
         raise ValueError(
             "config.tokenizer_checkpoint is empty: train a tokenizer first (its config is one of "
@@ -146,6 +161,14 @@ def load_tokenizer(config: Any, workdir: str | Path, system: Any) -> Params:
     params = load_params(source, "auto")
     _check_tree(params, shapes, source)
     return params
+
+
+def _of_our_size(config: Any, tokenizer: Any) -> dict[str, Any]:
+    """The section of a trained tokenizer for images of our size, of which no parameter knows."""
+    ours = config["tokenizer"]
+    changed = dict(tokenizer) | {name: ours[name] for name in ("scales",) if name in ours}
+    size = ours["autoencoder"]["image_size"]
+    return changed | {"autoencoder": dict(tokenizer["autoencoder"]) | {"image_size": size}}
 
 
 def _check_tree(params: Params, shapes: Params, source: str) -> None:

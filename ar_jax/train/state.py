@@ -43,8 +43,8 @@ class TrainState:
     bad_total: Array
 
 
-def init_state(objective: Objective, optimizer: Optimizer, key: Array, *, ema: bool) -> TrainState:
-    """A new run's state, from the run's key; pure, for `jax.jit` and `jax.eval_shape`.
+def init_params(objective: Objective, key: Array) -> Params:
+    """A new run's parameters, from the run's key.
 
     Raises:
         ValueError: names a parameter that is not float32.
@@ -53,6 +53,24 @@ def init_state(objective: Objective, optimizer: Optimizer, key: Array, *, ema: b
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if leaf.dtype != jnp.float32:
             raise ValueError(f"parameter {path_name(path)} is {leaf.dtype}; it must be float32")
+    return params
+
+
+def init_state(
+    objective: Objective,
+    optimizer: Optimizer,
+    key: Array,
+    params: Params | None = None,
+    *,
+    ema: bool,
+) -> TrainState:
+    """A new run's state, from the run's key; pure, for `jax.jit` and `jax.eval_shape`.
+
+    Args:
+        params: to start from; None: `init_params`.
+    """
+    if params is None:
+        params = init_params(objective, key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
