@@ -1,9 +1,20 @@
-"""Trains a tokenizer or a generator, or goes on with a run that was stopped.
+r"""Trains a tokenizer or a generator, or goes on with a run that was stopped.
 
     python experiments/train.py --config=configs/fashion_mnist/tokenizer_multiscale.py \
         --workdir=runs/tokenizer
     python experiments/train.py --config=configs/fashion_mnist/var.py --workdir=runs/var \
         --config.tokenizer_checkpoint=runs/tokenizer --config.train.batch_size=128
+
+A converted release is fine-tuned in a new workdir, here on five classes of one's own:
+
+    python experiments/train.py --config=runs/var_d16/config.py --workdir=runs/flowers \
+        --config.init_from.workdir=runs/var_d16 --config.data.source=folder:data/flowers \
+        --config.data.num_classes=5 --config.backbone.num_classes=5 \
+        --config.init_from.reinitialise="('backbone/condition/class_embed',)"
+
+Whatever does not fit and is not listed is named before anything is written. For images of another
+size set data.image_size, tokenizer.autoencoder.image_size and the scales or grid of tokenizer and
+schedule, and list the tables of positions in init_from.interpolate.
 
 The workdir gets checkpoints, metrics (JSON lines and TensorBoard events), pictures and the resolved
 configuration. The same command again resumes; SIGTERM saves and exits with 0.

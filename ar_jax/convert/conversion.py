@@ -217,6 +217,8 @@ def _merge(
 ) -> dict[str, Any]:
     """The whole configuration of a run."""
     full: dict[str, Any] = copy.deepcopy(dict(DEFAULTS if config is None else config))
+    # To be filled by who fine-tunes: flags only set fields that are there.
+    full.setdefault("init_from", dict(workdir="", reinitialise=(), interpolate=()))
     if kind == TOKENIZER:
         section = {"objective": dict(name="tokenizer"), **section}
         if config is not None and not trains_tokenizer(config):
