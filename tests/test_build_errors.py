@@ -145,6 +145,24 @@ CASES: list[tuple[str, str, Any, list[str]]] = [
         9,
         ["tokenizer.autoencoder.image_size", "9", "multiple", "2"],
     ),
+    ("random", "backbone.positions", "rope", ["backbone.positions", "'rope'", "target_aware"]),
+    (
+        "next_scale",
+        "backbone.positions",
+        "target_aware",
+        ["backbone.positions", "one code a step", "[1, 4, 16]"],
+    ),
+    ("random", "schedule.anneal", (7, 7), ["schedule.anneal", "(7, 7)", "start < end"]),
+    ("random", "backbone.condition", "text", ["backbone.shared_embedding", "'text'"]),
+    ("random", "backbone.modulation", "none", ["backbone.step_embedding", "'none'", "'own'"]),
+    ("raster", "tokenizer.autoencoder.name", "unet", ["autoencoder.name", "'unet'", "'pooled'"]),
+    (
+        "raster",
+        "tokenizer.autoencoder",
+        dict(name="pooled", image_size=9, image_channels=1, code_width=4, channels=4)
+        | dict(multipliers=(1, 2), groups=2),
+        ["tokenizer.autoencoder.image_size", "9", "multiple", "2"],
+    ),
     (
         "raster",
         "objective",

@@ -224,6 +224,7 @@ def test_dropout_only_in_training():
     system, params = system_of("raster")
     context = toy_codes(system, BATCH)[:, :-1]
     rates = dict(token_dropout=0.2, residual_dropout=0.2, mlp_dropout=0.2, drop_path=0.5)
+    rates |= dict(attention_dropout=0.2, mlp_hidden_dropout=0.2)
 
     @functools.partial(jax.jit, static_argnames=("train", "fields"))
     def run(seed: int, train: bool, fields: tuple) -> Any:
