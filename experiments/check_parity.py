@@ -18,11 +18,13 @@ from absl import app
 from ar_jax.convert.parity.case import Case
 from ar_jax.convert.parity.compare import check_case
 from ar_jax.convert.release import FAMILIES
+from ar_jax.io.console import configure_logging
 
 
 def main(argv: Sequence[str]) -> int:
     if len(argv) < 2:
         raise app.UsageError("name at least one folder of a golden case")
+    configure_logging()
     failed = 0
     for folder in argv[1:]:
         case = Case.load(folder)

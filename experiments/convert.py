@@ -9,8 +9,8 @@ r"""Turns official PyTorch files into a directory of ours, and back.
 
 Files are .pth, .pt, .ckpt, .bin or .safetensors; nothing in them is run. Every tensor is used or a
 known buffer, and every parameter of ours is set. Sizes are read from the tensors; what they cannot
-say is given by flags, or with --config, a configuration of ours, whose training sections the
-directory then has:
+say is given by flags (--option=decoder_heads=6 for what has no flag of its own), or with --config,
+a configuration of ours, whose training sections the directory then has:
 
     python experiments/convert.py --family=var --tokenizer=... --transformer=... --out=... \
         --config=configs/imagenet256/var.py:d16
@@ -20,6 +20,7 @@ Without --transformer the directory is a tokenizer's. Nothing is ever overwritte
 
 from __future__ import annotations
 
+import ast
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,9 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration to check
 IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Pixels, where the files do not say.")
 SCALES = flags.DEFINE_list("scales", None, "Sides of the scales, as 1,2,3,4, if not official ones.")
 HEADS = flags.DEFINE_integer("heads", None, "Attention heads, where the files do not say.")
+OPTION = flags.DEFINE_multi_string(
+    "option", [], "NAME=VALUE: what else a file cannot say; see ar_jax/convert/FAMILY.py."
+)
 EXPORT = flags.DEFINE_bool("export", False, "The other way: --checkpoint into official files.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir to export.")
 WEIGHTS = flags.DEFINE_enum(
@@ -88,6 +92,14 @@ def _options() -> dict[str, Any]:
         if not all(side.isdigit() for side in SCALES.value):
             raise app.UsageError(f"--scales={','.join(SCALES.value)} must be numbers, as 1,2,3,4")
         options["scales"] = tuple(int(side) for side in SCALES.value)
+    for text in OPTION.value:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise app.UsageError(f"--option={text} must be NAME=VALUE")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value  # a word
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -164,6 +164,8 @@ def test_a_configuration_is_checked_and_taken_over(family, folder):
     wrong = config | {"backbone": config["backbone"] | {"norm_epsilon": 0.5, "num_classes": 9}}
     with pytest.raises(ValueError, match=r"transformer\.pt: num_classes is 9, but .* says 10"):
         convert_files(choose(family), *files, None, wrong)
+    with pytest.raises(ValueError, match="option headz=2 is unknown; there are .*'heads'"):
+        convert(family, files, headz=2)
     other = "silu" if family == "var" else "relu"
     wrong = config | {"backbone": config["backbone"] | {"activation": other}}
     with pytest.raises(ValueError, match=rf"config\.backbone\.activation is '{other}', but .*\.pt"):

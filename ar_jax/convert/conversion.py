@@ -71,6 +71,8 @@ DEFAULTS: dict[str, Any] = dict(
     ema=dict(decay=0.0),
     mesh=dict(data=-1, fsdp=1, tensor=1),
 )
+# Options that are no fields of a section.
+GEOMETRY = {"image_size", "grid", "scales", "downsample"}
 GENERATOR_ONLY = ("schedule", "backbone", "head", "sampling", "tokenizer_checkpoint")
 
 
@@ -115,6 +117,7 @@ def convert_files(
     if transformer is None:
         full = _merge(config, part.section, TOKENIZER)
         _check_tokenizer(full, part.section, tokenizer)
+        _check_options(options, full)
         params = to_params(part, tensors, empty_params(full, TOKENIZER), str(tokenizer))
         return Converted(full, params, TOKENIZER)
     image_shape, (rows, _) = _image_and_grid(part.section)
@@ -127,6 +130,7 @@ def convert_files(
     full = _merge(config, section, GENERATOR)
     _check_tokenizer(full, part.section, tokenizer)
     _check_generator(full, section, transformer)
+    _check_options(options, full)
     params = to_params(generator, drawn, empty_params(full, GENERATOR), str(transformer))
     del drawn
     gc.collect()
@@ -254,6 +258,24 @@ def _check_generator(full: Mapping[str, Any], section: Mapping[str, Any], path: 
     ours, wanted = build_system(full), build_system({"dtype": "float32", **section})
     for name in ("schedule", "backbone", "head"):
         _check(name, getattr(ours, name), getattr(wanted, name), path)
+
+
+def _check_options(options: Mapping[str, Any] | None, full: Mapping[str, Any]) -> None:
+    """Raises ValueError that names an option which has no bearing on the configuration."""
+    known: set[str] = set(GEOMETRY)
+
+    def collect(section: Mapping[str, Any]) -> None:
+        for name, value in section.items():
+            known.add(name)
+            if isinstance(value, Mapping):
+                collect(value)
+
+    sections = ("tokenizer", "schedule", "backbone", "head", "objective", "sampling")
+    for name in sections:
+        collect(full.get(name, {}))
+    for name, value in (options or {}).items():
+        if name not in known:
+            raise ValueError(f"option {name}={value!r} is unknown; there are {sorted(known)}")
 
 
 def _check(name: str, ours: Any, wanted: Any, path: Any) -> None:

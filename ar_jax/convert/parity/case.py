@@ -95,7 +95,8 @@ class Case:
     def select(self, name: str, whole: Any) -> np.ndarray:
         """The part of an array that was recorded under ``name``."""
         whole = np.asarray(whole)
-        if whole.shape == self.io[name].shape or name not in self.selected:
+        recorded = self.io.get(name, whole)
+        if whole.shape == recorded.shape or name not in self.selected:
             return whole
         return whole[self.selected[name]]
 

@@ -16,8 +16,8 @@ from ar_jax.api import Cond, System
 from ar_jax.build import build_system, build_tokenizer
 from ar_jax.convert import llamagen
 from ar_jax.convert.parity.case import Case
+from ar_jax.convert.parity.readings import block_states, nchw, norms
 from ar_jax.convert.parity.stepwise import stepwise_logits, teacher_forced
-from ar_jax.convert.parity.var import block_states, nchw, norms
 from ar_jax.convert.part import Part, empty_params
 from ar_jax.convert.places import Places, official_tensor
 from ar_jax.heads.categorical import CategoricalHead
@@ -247,16 +247,20 @@ def _guidance(scale: float, interval: int = -1) -> Guidance:
 def _generated(model: Model) -> Outputs:
     case, settings = model.case, model.case.spec["sampling"]
     cond = {"label": jnp.asarray(case["gpt_labels"], jnp.int32)}
-    scale, greedy = settings["cfg_scale"], Knobs(temperature=0.0)
-    noise = jnp.asarray(case["gen_sampled_gumbel"]).transpose(1, 0, 2)
-    keys = image_keys(0, 0, noise.shape[0])
-    runs = {
-        "cfg": (_guidance(scale), greedy),
-        "nocfg": (Guidance(), greedy),
-        "interval": (_guidance(scale, settings["cfg_interval"]), greedy),
-        "sampled": (_guidance(scale), Knobs(**settings["sampled"])),
-    }
-    for run, (guidance, knobs) in runs.items():
+    scale, noise = settings["cfg_scale"], None
+    keys = image_keys(0, 0, len(case["gpt_labels"]))
+    for run in ("cfg", "nocfg", "interval", "sampled"):
+        if f"gen_{run}_ids" not in case.io:
+            continue
+        guidance, knobs = _guidance(scale), Knobs(temperature=0.0)
+        if "gen_sampled_gumbel" in case.io:  # of no effect on a greedy run
+            noise = jnp.asarray(case["gen_sampled_gumbel"]).transpose(1, 0, 2)
+        if run == "nocfg":
+            guidance = Guidance()
+        if run == "interval":
+            guidance = _guidance(scale, settings["cfg_interval"])
+        if run == "sampled":
+            knobs = Knobs(**settings["sampled"])
         drawn = model.sampler(cond, keys, knobs=knobs, guidance=guidance, noise=noise)
         yield f"gen_{run}_ids", drawn.codes
         if run != "cfg":
@@ -297,7 +301,7 @@ def _captions(model: Model) -> Outputs:
     yield "t2i_grad_norms", model.norms(model.gradient(cond, codes))
     objective = Likelihood(system=model.system)
     for name in case.io:
-        if name.startswith("t2i_loss_valid"):
+        if re.fullmatch(r"t2i_loss_valid\d*", name):
             valid = jnp.asarray(case[name.replace("loss_", "")], jnp.float32)
             batch = cond | {"codes": codes, "mask": valid}
             key = jax.random.key(0)

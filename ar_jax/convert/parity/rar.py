@@ -16,8 +16,8 @@ from ar_jax.api import Cond, System
 from ar_jax.build import build_schedule, build_system, build_tokenizer
 from ar_jax.convert import rar
 from ar_jax.convert.parity.case import Case
+from ar_jax.convert.parity.readings import nchw, norms
 from ar_jax.convert.parity.stepwise import stepwise_logits
-from ar_jax.convert.parity.var import nchw, norms
 from ar_jax.convert.part import Part, empty_params
 from ar_jax.convert.places import official_tensor
 from ar_jax.objectives.likelihood import Likelihood

@@ -18,11 +18,11 @@ from ar_jax.api import System
 from ar_jax.build import build_system
 from ar_jax.convert import var
 from ar_jax.convert.parity.case import Case
+from ar_jax.convert.parity.readings import block_states, nchw, norms, strided
 from ar_jax.convert.parity.stepwise import teacher_forced
 from ar_jax.convert.part import Part, empty_params
 from ar_jax.convert.places import official_tensor
 from ar_jax.heads.categorical import CategoricalHead
-from ar_jax.nn.blocks import Block
 from ar_jax.nn.resize import area_matrix, bicubic_matrix
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.tokenizer import TokenizerObjective
@@ -150,19 +150,9 @@ def outputs(case: Case) -> Outputs:
     yield from _gradients(model)
     for run, settings in case.spec["config"]["sampling"].items():
         yield from _sampled(model, run, settings)
-    yield from _filters(case)
+    if "filter.kp" in case.io:
+        yield from _filters(case)
     yield from _resampling(case)
-
-
-def nchw(x: Any) -> np.ndarray:
-    """[..., H, W, C] -> [..., C, H, W]."""
-    return np.moveaxis(np.asarray(x), -1, -3)
-
-
-def strided(images: np.ndarray, recorded: np.ndarray) -> np.ndarray:
-    """Every n-th row and column of [..., H, W], as many as were recorded."""
-    step = -(-images.shape[-1] // recorded.shape[-1])
-    return images[..., ::step, ::step]
 
 
 def _tokenizer(model: Model) -> Outputs:
@@ -188,11 +178,11 @@ def _tokenizer(model: Model) -> Outputs:
     yield "tok.fhat", nchw(sums)
     yield "tok.var_input", contexts
     image = nchw(image)
-    yield "tok.recon", strided(image, model["tok.recon"])
+    yield "tok.recon", strided(image, model.case.io.get("tok.recon"))
     yield "tok.recon_mean", image.mean((2, 3), dtype=np.float64)
     yield "tok.recon_std", image.std((2, 3), dtype=np.float64)
-    yield "tok.recon_scale0", strided(nchw(coarse), model["tok.recon_scale0"])
-    recorded = model["vqtrain.recon_unclamped"]
+    yield "tok.recon_scale0", strided(nchw(coarse), model.case.io.get("tok.recon_scale0"))
+    recorded = model.case.io.get("vqtrain.recon_unclamped")
     yield "vqtrain.recon_unclamped", strided(nchw(reconstruction), recorded)
 
 
@@ -238,53 +228,23 @@ def _official(
 ) -> Outputs:
     """Names, norms and parts of a gradient, in the official layout."""
     joint = "_" if names else "."
-    recorded = [str(name) for name in case[names or f"{prefix}.names"]]
+    recorded = [str(name) for name in case.io.get(names or f"{prefix}.names", ())]
     ours = [name for name in recorded if name in places]
     ours += [name for name in places if name not in recorded]
     yield f"{prefix}{joint}names", np.array(ours)
     length = norms(places, gradient, ours)
     yield f"{prefix}{joint}norms", length
-    if f"{prefix}.total_norm" in case.io:
-        yield f"{prefix}.total_norm", np.linalg.norm(length)
+    yield f"{prefix}.total_norm", np.linalg.norm(length)
     for name in case.io:
         if (key := name.removeprefix(f"{prefix}.")) in places and key != name:
             yield name, case.select(name, official_tensor(places, gradient, key))
 
 
-def norms(places: Any, gradient: Any, keys: list[str]) -> np.ndarray:
-    """float64 [n], the L2 norm of each official tensor."""
-    return np.array(
-        [np.linalg.norm(official_tensor(places, gradient, k).astype(np.float64)) for k in keys]
-    )
-
-
-def block_states(
-    system: System, params: Any, cond: Any, codes: jax.Array, count: int | None = None
-) -> list[jax.Array]:
-    """The residual stream [B, T, D] before the first block and after every one of ``count``."""
-    backbone, unstacked = system.backbone.for_sampling(params["backbone"])
-    unrolled = dataclasses.replace(system, backbone=backbone)
-    states: list[jax.Array] = []
-
-    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        out = call(*args, **kwargs)
-        if isinstance(context.module, Block) and context.method_name == "__call__":
-            states.extend([args[0], out[0]] if not states else [out[0]])
-        return out
-
-    @jax.jit
-    def run(params: Any) -> list[jax.Array]:
-        with nn.intercept_methods(record):
-            teacher_forced(unrolled, params, cond, codes)
-        return states[: None if count is None else count + 1]
-
-    return run(params | {"backbone": unstacked})
-
-
 def _hidden(model: Model) -> Outputs:
     states = block_states(model.system, model.params, model.cond, model.codes)
     hidden = np.stack(states)
-    yield "tf.hidden", hidden[..., : model["tf.hidden"].shape[-1]]
+    recorded = model.case.io.get("tf.hidden", hidden)
+    yield "tf.hidden", hidden[..., : recorded.shape[-1]]
     yield "tf.hidden_rms", np.sqrt(np.square(hidden, dtype=np.float64).mean((1, 2, 3)))
 
 
@@ -337,7 +297,7 @@ def _sampled(model: Model, run: str, settings: Mapping[str, Any]) -> Outputs:
     yield f"{run}.fhat", nchw(f_hat)
     decoded = decode_features(model.system, model.params["tokenizer"], f_hat)
     image = (nchw(decoded) + 1) / 2
-    yield f"{run}.image", strided(image, model[f"{run}.image"])
+    yield f"{run}.image", strided(image, model.case.io.get(f"{run}.image"))
     yield f"{run}.image_mean", image.mean((2, 3), dtype=np.float64)
 
 
