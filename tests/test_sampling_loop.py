@@ -177,6 +177,8 @@ def test_eight_devices_draw_what_one_does(toy):
     [
         (dict(noise=jnp.zeros((BATCH, 5, 8))), ["noise", "(8, 5, 8)", "(8, 16)"]),
         (dict(keys=image_keys(0, 0, 3)), ["keys", "3", "8"]),
+        (dict(knobs=Knobs(smooth=True)), ["sampling.smooth=True", "set it to False"]),
+        (dict(knobs=Knobs(smooth=2)), ["sampling.smooth is 2"]),  # type: ignore[arg-type]
     ],
 )
 def test_errors(change, words):
