@@ -62,6 +62,12 @@ class Schedule:
         return len(self.sizes)
 
     @property
+    def stored_sizes(self) -> tuple[int, ...]:
+        """Parts in which codes are kept, whatever the order: scales, or the codes of one grid."""
+        cells = tuple(rows * columns for rows, columns in self.grids)
+        return cells if len(cells) > 1 else (1,) * cells[0]
+
+    @property
     def equal_steps(self) -> bool:
         """True if one traced step can stand for all: one size, and one grid.
 

@@ -26,7 +26,12 @@ from ar_jax.train.run import train_and_evaluate
 CONFIGS = Path(__file__).parents[1] / "configs" / "fashion_mnist"
 
 # The tokenizer that each system's config names.
-SYSTEMS = {"var": "tokenizer_multiscale", "llamagen": "tokenizer_vq", "rar": "tokenizer_vq"}
+SYSTEMS = {
+    "var": "tokenizer_multiscale",
+    "llamagen": "tokenizer_vq",
+    "rar": "tokenizer_vq",
+    "mar": "tokenizer_kl",
+}
 
 SYSTEM = flags.DEFINE_enum("system", "var", sorted(SYSTEMS), "What to train.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the results.", required=True)

@@ -21,15 +21,18 @@ import pytest
 import ar_jax
 from ar_jax.api import Batch
 from ar_jax.backbones.decoder import Decoder
+from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.build import build_objective, build_sampling, trains_tokenizer
 from ar_jax.data import Data, from_config
 from ar_jax.data.transforms import ImageTransform
 from ar_jax.heads.categorical import CategoricalHead
+from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.nn import conv, pooled_conv
 from ar_jax.nn.blocks import Attention, Block, Stack
 from ar_jax.nn.layers import MLP
 from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood, init_tokenizer
+from ar_jax.objectives.masked import Masked
 from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
@@ -54,9 +57,9 @@ TAKERS: dict[str, tuple[type, ...]] = {
         *(Autoencoder, conv.Encoder, conv.Decoder),
         *(PooledAutoencoder, pooled_conv.PooledEncoder, pooled_conv.PooledDecoder),
     ),
-    "backbone": (Decoder, Stack, Block, Attention, MLP),
-    "head": (CategoricalHead,),
-    "objective": (TokenizerObjective, KLTokenizerObjective, Likelihood),
+    "backbone": (Decoder, EncoderDecoder, Stack, Block, Attention, MLP),
+    "head": (CategoricalHead, DiffusionHead),
+    "objective": (TokenizerObjective, KLTokenizerObjective, Likelihood, Masked),
     "sampling": (Knobs,),
     "sampling.guidance": (Guidance,),
 }
@@ -176,7 +179,8 @@ def consume(config: Any, workdir: Path) -> None:
         knobs, guidance = build_sampling(config)
         knobs.as_arrays()
         guidance.scales(system.schedule.num_steps)
-        batch = {"codes": jnp.zeros((1, system.schedule.length), jnp.int32)}
+        kind = jnp.float32 if system.tokenizer.codebook_size is None else jnp.int32
+        batch = {"codes": jnp.zeros((1, *system.tokenizer.encoding_shape), kind)}
         frozen = {
             "tokenizer": jax.eval_shape(lambda k: init_tokenizer(system, k), jax.random.key(0))
         }

@@ -41,6 +41,10 @@ COUNTS = {
     ("rar.py", "xl"): 955_425_024,
     ("rar.py", "xxl"): 1_498_520_704,
     ("tokenizer_maskgit.py", ""): 54_515_587,
+    ("mar.py", "base"): 207_924_768,
+    ("mar.py", "large"): 478_326_304,
+    ("mar.py", "huge"): 942_403_104,
+    ("tokenizer_kl.py", ""): 66_456_019,
     ("tokenizer_multiscale.py", ""): 108_948_355,
     ("tokenizer_vq.py", ""): 71_883_403,
     ("tokenizer_vq.py", "vq8"): 70_109_835,
@@ -53,6 +57,11 @@ PARTS = {
     ("var.py", "d30", "modulation/"): 671_274_240,
     ("tokenizer_maskgit.py", "", "/encoder/"): 23_775_104,
     ("tokenizer_maskgit.py", "", "/decoder/"): 30_478_339,
+    ("mar.py", "base", "^head/"): 35_749_920,
+    ("mar.py", "large", "^head/"): 72_230_432,
+    ("mar.py", "huge", "^head/"): 151_206_944,
+    ("tokenizer_kl.py", "", "/encoder/"): 28_265_760,
+    ("tokenizer_kl.py", "", "/decoder/"): 38_188_931,
     ("tokenizer_multiscale.py", "", "/encoder/"): 44_107_872,
     ("tokenizer_multiscale.py", "", "/decoder/"): 64_653_923,
     ("tokenizer_multiscale.py", "", "^quantizer/"): 168_064,
@@ -78,6 +87,7 @@ def count(tree: Any, pattern: str = "") -> int:
 
 def test_all_files_are_here():
     names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py", "rar.py"}
+    names |= {"tokenizer_kl.py", "mar.py"}
     assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
     assert all(arguments(load(FASHION + name)) == ("", "demo", "smoke") for name in names)
     official = {(IMAGENET + file, argument) for file, argument in COUNTS}
@@ -209,6 +219,7 @@ def test_generators_name_the_tokenizers_that_are_here(case):
     if trains_tokenizer(config):
         return
     files = {"multiscale_vq": "tokenizer_multiscale.py", "vq": "tokenizer_vq.py"}
+    files |= {"kl": "tokenizer_kl.py"}
     name = files[config.tokenizer.name]
     if config.tokenizer.autoencoder.get("name") == "pooled":
         name = "tokenizer_maskgit.py"
@@ -247,7 +258,8 @@ def test_large_parameters_have_their_own_rule(case):
     assert {name for name in rest if not PLAIN.fullmatch(name)} == set()
     assert all(named(tree)[name].ndim == 4 for name in rest)
     if not trains_tokenizer(case.config) and case.argument != "smoke":
-        assert "backbone/stack/blocks/attention/query/kernel" in without_own_rule(tree, RULES[1:])
+        unplaced = without_own_rule(tree, RULES[1:])
+        assert any(name.endswith("/blocks/attention/query/kernel") for name in unplaced)
 
 
 @every_case

@@ -113,6 +113,32 @@ class EncoderDecoder(nn.Module, kw_only=True):
         """
         return self.decode(self.encode(codes, cond, known, train=train), known, train=train)
 
+    def reveal(
+        self,
+        codes: Array,
+        cond: Cond,
+        order: Array,
+        count: Array,
+        *,
+        most: int,
+        train: bool = False,
+    ) -> Array:
+        """As `__call__` where the last ``count`` codes of every order are known.
+
+        Only the last ``most`` rows of the order enter the encoder, which is cheaper where few codes
+        are known.
+
+        Args:
+            order: int32 [B, L], permutations of the positions.
+            count: int32 scalar, at most ``most``.
+        """
+        batch, length = order.shape
+        positions = order[:, length - most :]
+        known = jnp.broadcast_to(jnp.arange(most) >= most - count, (batch, most))
+        rows = jnp.take_along_axis(codes, positions[..., None], axis=1)
+        encoded = self.encode(rows, cond, known, positions, train=train)
+        return self.decode(encoded, known, positions, train=train)
+
     def encode(
         self,
         codes: Array,

@@ -2,7 +2,8 @@
 
     DIR/<split>/meta.json
     DIR/<split>/labels.npy          int32 [N]
-    DIR/<split>/codes-00000.npy ... uint16 (int32 where the vocabulary needs it) [n, A, L]
+    DIR/<split>/codes-00000.npy ... uint16 (int32 where the vocabulary needs it) [n, A, L], or
+                                    float32 [n, A, L, W]
 
 N images in order, A augmented copies of each (copy 0 is the plain one that evaluation reads; in
 training one of the A is drawn at every visit), L codes in generation order. Shards are memory
@@ -13,7 +14,8 @@ mapped. meta.json, written last:
     shards           [[file name, n], ...] in order
     copies           A
     length           L
-    vocabulary_size  codes lie in [0, vocabulary_size)
+    vocabulary_size  codes lie in [0, vocabulary_size); 0: they are floats
+    width            W, floats for every code; 0 or absent: codes are integers
     sizes            [n_1, ..., n_S], codes of every step; sums to L
     num_classes, class_names
     tokenizer        what made the codes (a JSON object; compare it before decoding)
@@ -60,11 +62,12 @@ class CodesWriter:
         split: 'train' or 'test'.
         sizes: codes of every step, in order.
         copies: A, augmented copies per image.
-        vocabulary_size: codes lie in [0, vocabulary_size).
+        vocabulary_size: codes lie in [0, vocabulary_size); 0 with a ``width``.
         num_classes: labels lie in [0, num_classes).
         tokenizer: identity of the tokenizer, a JSON object.
         image_size, channels: of the images behind the codes.
         class_names: one per label; the labels' numbers if absent.
+        width: floats for every code; 0: codes are integers.
         shard_size: images per file.
     """
 
@@ -81,11 +84,17 @@ class CodesWriter:
         image_size: int,
         channels: int,
         class_names: Sequence[str] | None = None,
+        width: int = 0,
         shard_size: int = 65536,
     ) -> None:
+        if width and vocabulary_size:
+            raise ValueError(
+                f"{directory}: vocabulary_size={vocabulary_size} with width={width}: codes are "
+                "integers or floats, set one of them to 0"
+            )
         numbers = {
             "copies": copies,
-            "vocabulary_size": vocabulary_size,
+            **({"width": width} if width else {"vocabulary_size": vocabulary_size}),
             "num_classes": num_classes,
             "shard_size": shard_size,
         }
@@ -106,6 +115,7 @@ class CodesWriter:
             "copies": int(copies),
             "length": int(sum(sizes)),
             "vocabulary_size": int(vocabulary_size),
+            "width": int(width),
             "sizes": [int(n) for n in sizes],
             "num_classes": int(num_classes),
             "class_names": names,
@@ -113,7 +123,9 @@ class CodesWriter:
             "image_size": int(image_size),
             "channels": int(channels),
         }
-        self._dtype = np.uint16 if vocabulary_size <= 2**16 else np.int32
+        self._dtype: Any = np.uint16 if vocabulary_size <= 2**16 else np.int32
+        if width:
+            self._dtype = np.float32
         self._shard_size = shard_size
         self._path = manifest.start(directory)
         self._pending: list[np.ndarray] = []
@@ -128,26 +140,30 @@ class CodesWriter:
             self.close()
 
     def write(self, codes: np.ndarray, labels: np.ndarray) -> None:
-        """Appends codes, integers [n, A, L] ([n, L] where A is 1), and labels, integers [n].
+        """Appends codes [n, A, L] or [n, A, L, W] (A left out where it is 1) and labels [n].
 
-        Raises ValueError for another shape or dtype, and for a code or label out of range.
+        Raises ValueError for another shape or dtype, for a code or label out of range, and for a
+        float that is not finite.
         """
         codes, labels = np.asarray(codes), np.asarray(labels)
-        copies, length = self._meta["copies"], self._meta["length"]
-        if codes.ndim == 2 and copies == 1:
+        copies, width = self._meta["copies"], self._meta["width"]
+        shape = (self._meta["length"], width) if width else (self._meta["length"],)
+        if codes.ndim == 1 + len(shape) and copies == 1:
             codes = codes[:, None]
-        integral = np.issubdtype(codes.dtype, np.integer) and np.issubdtype(
-            labels.dtype, np.integer
-        )
-        if codes.shape != (len(labels), copies, length) or labels.ndim != 1 or not integral:
+        kind = np.floating if width else np.integer
+        fits = np.issubdtype(codes.dtype, kind) and np.issubdtype(labels.dtype, np.integer)
+        if codes.shape != (len(labels), copies, *shape) or labels.ndim != 1 or not fits:
             raise ValueError(
                 f"{self._path}: codes {codes.dtype} {list(codes.shape)} with labels "
-                f"{labels.dtype} {list(labels.shape)}; expected integers [n, {copies}, {length}] "
-                "and [n]"
+                f"{labels.dtype} {list(labels.shape)}; expected {'floats' if width else 'integers'}"
+                f" [n, {copies}, {', '.join(map(str, shape))}] and integers [n]"
             )
         if len(labels) == 0:
             return
-        if codes.min() < 0 or codes.max() >= self._meta["vocabulary_size"]:
+        if width:
+            if not np.isfinite(codes).all():
+                raise ValueError(f"{self._path}: the codes hold NaN or infinity")
+        elif codes.min() < 0 or codes.max() >= self._meta["vocabulary_size"]:
             raise ValueError(
                 f"{self._path}: codes span {codes.min()}..{codes.max()}, outside vocabulary_size="
                 f"{self._meta['vocabulary_size']}"
@@ -180,7 +196,8 @@ class CodesWriter:
 class CodesSource(Source):
     """Reads what `CodesWriter` wrote; every file's shape is checked when it is opened.
 
-    Beyond the attributes of every source: `length`, `vocabulary_size`, `sizes`, `tokenizer`.
+    Beyond the attributes of every source: `length`, `vocabulary_size`, `width`, `sizes`,
+    `tokenizer`.
     """
 
     kind = "codes"
@@ -196,6 +213,7 @@ class CodesSource(Source):
             )
         self.length: int = meta["length"]
         self.vocabulary_size: int = meta["vocabulary_size"]
+        self.width: int = meta.get("width", 0)
         self.sizes: tuple[int, ...] = tuple(meta["sizes"])
         self.tokenizer: dict[str, Any] = meta["tokenizer"]
         self.copies = meta["copies"]
@@ -241,7 +259,15 @@ class CodesSource(Source):
     def fetch(self, index: int, rng: np.random.Generator | None = None) -> Item:
         shard, row = self._place(index)
         copy = 0 if rng is None or self.copies == 1 else int(rng.integers(self.copies))
-        codes = np.asarray(self._shard(shard)[row, copy]).astype(np.int32)  # [L]
+        codes = np.asarray(self._shard(shard)[row, copy])  # [L] or [L, W]
+        if self.width:
+            if not np.isfinite(codes).all():
+                raise UnreadableItem(
+                    f"{self.describe(index)}: the codes hold NaN or infinity; the file is damaged, "
+                    "write it again"
+                )
+            return {"codes": codes, "label": self._labels[index]}
+        codes = codes.astype(np.int32)
         if codes.min() < 0 or codes.max() >= self.vocabulary_size:
             raise UnreadableItem(
                 f"{self.describe(index)}: codes span {codes.min()}..{codes.max()}, outside "
@@ -260,11 +286,15 @@ class CodesSource(Source):
 
     def _check_shard(self, shard: int, count: int) -> None:
         codes = self._shard(shard)
-        expected = (count, self.copies, self.length)
-        if codes.shape != expected or codes.dtype not in (np.uint16, np.int32):
+        expected: tuple[int, ...] = (count, self.copies, self.length)
+        kinds: tuple[Any, ...]
+        kinds, named = (np.uint16, np.int32), "uint16 or int32"
+        if self.width:
+            expected, kinds, named = (*expected, self.width), (np.float32,), "float32"
+        if codes.shape != expected or codes.dtype not in kinds:
             raise ValueError(
                 f"{self._files[shard]}: {codes.dtype} {list(codes.shape)}, but {manifest.META} "
-                f"says uint16 or int32 {list(expected)}; the cache is damaged, write it again"
+                f"says {named} {list(expected)}; the cache is damaged, write it again"
             )
 
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from ar_jax.api import Params
+from ar_jax.build import AnyTokenizer
 from ar_jax.data import CodesSource, CodesWriter, Data, from_config
 from ar_jax.data.manifest import META
 from ar_jax.evaluation.coding import encode_images
@@ -23,7 +24,6 @@ from ar_jax.evaluation.load import image_section, load_tokenizer
 from ar_jax.io.checkpoint import tree_digest
 from ar_jax.io.progress import Progress
 from ar_jax.io.run_info import config_dict
-from ar_jax.tokenizers.tokenizer import Tokenizer
 
 SPLITS = ("train", "test")
 
@@ -80,17 +80,22 @@ def cache_codes(
     return directory
 
 
-def step_sizes(tokenizer: Tokenizer) -> tuple[int, ...]:
+def step_sizes(tokenizer: AnyTokenizer) -> tuple[int, ...]:
     """Codes of every step: a scale each, or one by one where there is a single grid."""
     cells = tuple(rows * columns for rows, columns in tokenizer.grids)
     return cells if len(cells) > 1 else (1,) * cells[0]
+
+
+def encoding_width(tokenizer: AnyTokenizer) -> int:
+    """Floats that are kept for every code; 0 where codes are integers."""
+    return tokenizer.encoding_shape[1] if tokenizer.codebook_size is None else 0
 
 
 def _write(
     path: Path,
     split: str,
     data: Data,
-    tokenizer: Tokenizer,
+    tokenizer: AnyTokenizer,
     params: Params,
     made_by: dict[str, Any],
     copies: int,
@@ -108,12 +113,13 @@ def _write(
         split,
         sizes=step_sizes(tokenizer),
         copies=copies,
-        vocabulary_size=tokenizer.codebook_size,
+        vocabulary_size=tokenizer.codebook_size or 0,
         num_classes=data.source.num_classes,
         tokenizer=made_by,
         image_size=tokenizer.image_shape[0],
         channels=tokenizer.image_shape[2],
         class_names=data.source.class_names,
+        width=encoding_width(tokenizer),
     )
     bar = Progress(len(data.source), title=title, unit="image", enabled=bool(title))
     with bar, writer:
@@ -128,13 +134,13 @@ def _write(
 
 
 def _store(writer: CodesWriter, codes: list[jax.Array], batch: dict[str, np.ndarray]) -> int:
-    """Writes the real rows of codes, each [B, L], and returns how many there are."""
+    """Writes the real rows of codes, each [B, L(, W)], and returns how many there are."""
     real = batch["mask"] > 0
     writer.write(np.stack(jax.device_get(codes), axis=1)[real], batch["label"][real])
     return int(real.sum())
 
 
-def _check(section: dict[str, Any], data: Data, tokenizer: Tokenizer, copies: int) -> None:
+def _check(section: dict[str, Any], data: Data, tokenizer: AnyTokenizer, copies: int) -> None:
     if data.source.kind != "image":
         raise ValueError(f"--source={section['source']} holds codes; name the images")
     shape = (section["image_size"], section["image_size"], section["channels"])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ar_jax.api import Array, Cond, Params, System
+from ar_jax.api import Array, Batch, Cond, Params, System
 from ar_jax.data import Data
 from ar_jax.io.progress import Progress
 from ar_jax.tokenizers.tokenizer import to_float, to_uint8
@@ -18,13 +18,14 @@ from ar_jax.tokenizers.tokenizer import to_float, to_uint8
 
 @functools.partial(jax.jit, static_argnames="tokenizer")
 def encode_images(tokenizer: Any, params: Params, images: Array) -> Array:
-    """Codes int32 [B, L] of images uint8 [B, H, W, C]."""
+    """What images uint8 [B, H, W, C] are encoded into: codes int32 [B, L], or moments of codes."""
     return tokenizer.apply({"params": params}, to_float(images), method="encode")
 
 
 @functools.partial(jax.jit, static_argnames="tokenizer")
-def decode_codes(tokenizer: Any, params: Params, codes: Array) -> Array:
-    """Images uint8 [B, H, W, C] of codes int32 [B, L]."""
+def decode_encoding(tokenizer: Any, params: Params, encoding: Array) -> Array:
+    """Images uint8 [B, H, W, C] of what `encode_images` gives; of moments, the mean codes'."""
+    codes = tokenizer.apply({"params": params}, encoding, method="codes_of")
     return to_uint8(tokenizer.apply({"params": params}, codes, method="decode"))
 
 
@@ -38,6 +39,26 @@ def decode_stages(tokenizer: Any, params: Params, codes: Array, stages: tuple[in
         tokenizer.apply({"params": params}, codes, steps, method="decode") for steps in stages
     ]
     return to_uint8(jnp.stack(images))
+
+
+@functools.partial(jax.jit, static_argnames="tokenizer")
+def decode_known(tokenizer: Any, params: Params, codes: Array, known: Array) -> Array:
+    """Images uint8 [stages, B, H, W, C] of the codes [B, L, C] that bool [stages, B, L] knows."""
+    images = jax.vmap(
+        lambda mask: tokenizer.apply({"params": params}, codes, mask, method="decode")
+    )(known)
+    return to_uint8(images)
+
+
+@functools.partial(jax.jit, static_argnames="objective")
+def evaluate_objective(
+    objective: Any, params: Params, batch: Batch, key: Array
+) -> tuple[Array, dict[str, Array]]:
+    """(loss, metrics) of a generator's objective on an evaluation batch, means over its rows."""
+    trained = {name: params[name] for name in ("backbone", "head")}
+    frozen = {"tokenizer": params["tokenizer"]}
+    loss, aux = objective.loss(trained, {}, frozen, batch, key, False)
+    return loss, aux.metrics
 
 
 @functools.partial(jax.jit, static_argnames="system")
@@ -68,8 +89,8 @@ def coded_batches(
         title: of the progress bar; none if empty.
 
     Yields:
-        {'codes' int32 [B, L], 'label' int32 [B], 'mask' float32 [B]} and, where the data have
-        images, 'image' uint8 [B, H, W, C].
+        {'codes' as of `encode_images`, 'label' int32 [B], 'mask' float32 [B]} and, where the data
+        have images, 'image' uint8 [B, H, W, C].
     """
     count = len(data.source) if limit is None else min(limit, len(data.source))
     batch_size = min(batch_size, count)

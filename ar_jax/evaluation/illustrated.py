@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ar_jax.api import Params, System
+from ar_jax.build import AnySampler, AnyTokenizer
 from ar_jax.evaluation import sections
 from ar_jax.evaluation.bound import judge_reconstructions
 from ar_jax.evaluation.generation import LabelledImages, judge_generation
@@ -18,6 +19,7 @@ from ar_jax.evaluation.measure import (
     Reconstructions,
     group_names,
     measure_likelihood,
+    measure_objective,
     scale_names,
 )
 from ar_jax.evaluation.memorisation import evaluate_memorisation
@@ -25,8 +27,6 @@ from ar_jax.evaluation.plots import save_bars, save_memorisation, save_training_
 from ar_jax.evaluation.report import metric
 from ar_jax.evaluation.samples import Generated, save_strip
 from ar_jax.io.metrics import JSONL
-from ar_jax.sampling.loop import CachedSampler
-from ar_jax.tokenizers.tokenizer import Tokenizer
 
 CHECKED = 100  # samples whose nearest training images are looked for
 HELD_OUT = 1000  # real test images that are looked for beside them
@@ -38,7 +38,7 @@ CURVES = (
 
 
 def draw_samples(
-    sampler: CachedSampler, drawn: Generated, classes: int, directory: Path
+    sampler: AnySampler, drawn: Generated, classes: int, directory: Path
 ) -> dict[str, str]:
     """Writes the grid of samples and the strip of images that form; caption -> file."""
     grid = class_grid(drawn.images, drawn.labels, min(classes, ROWS))
@@ -112,6 +112,19 @@ def likelihood_section(system: System, params: Params, evaluation: Evaluation) -
     return sections.likelihood_section(result, names, "test images", pictures, seen)
 
 
+def held_out_section(
+    objective: Any, system: System, params: Params, evaluation: Evaluation
+) -> dict[str, Any]:
+    """The training loss on test and, on as many images, training images: no likelihood."""
+    test, train = (evaluation.data[split].source for split in ("test", "train"))
+    count = min(evaluation.likelihood_images or len(test), len(test), len(train))
+    result, seen = (
+        measure_objective(objective, system, params, evaluation, split, count)
+        for split in ("test", "train")
+    )
+    return sections.held_out_section(result, seen, objective.METRICS, count)
+
+
 def reconstruction_section(seen: Reconstructions, evaluation: Evaluation) -> dict[str, Any]:
     """Reconstructions, with their picture."""
     pairs = reconstruction_pairs(seen.originals, seen.images)
@@ -130,7 +143,7 @@ def bound_section(seen: Reconstructions, evaluation: Evaluation) -> dict[str, An
     return {"bound": sections.bound_section(result)}
 
 
-def model_section(weights: str, params: Params, tokenizer: Tokenizer) -> dict[str, Any]:
+def model_section(weights: str, params: Params, tokenizer: AnyTokenizer) -> dict[str, Any]:
     """Which parameters, how many, and the shape of the codes."""
     whole = params if "backbone" in params else {"tokenizer": params}
     codes = sum(height * width for height, width in tokenizer.grids)
@@ -141,7 +154,10 @@ def model_section(weights: str, params: Params, tokenizer: Tokenizer) -> dict[st
         for name, tree in whole.items()
     }
     grids = " + ".join(scale_names(tokenizer.grids))
-    metrics["codes_per_image"] = metric(codes, f"{grids}, of {tokenizer.codebook_size:,} entries")
+    kind = f"of {tokenizer.codebook_size:,} entries"
+    if tokenizer.codebook_size is None:
+        kind = f"of {tokenizer.codes_shape[1]:,} numbers each"
+    metrics["codes_per_image"] = metric(codes, f"{grids}, {kind}")
     return {"title": "Model", "about": f"{weights}.", "metrics": metrics}
 
 

@@ -10,19 +10,18 @@ import jax.numpy as jnp
 import ml_collections
 
 from ar_jax.api import Objective, Params, System
-from ar_jax.build import build_objective, build_tokenizer, trains_tokenizer
+from ar_jax.build import AnyTokenizer, build_objective, build_tokenizer, trains_tokenizer
 from ar_jax.data import CodesSource, open_source
 from ar_jax.io.checkpoint import list_steps, load_params, load_system_params
 from ar_jax.io.run_info import read_config
 from ar_jax.objectives.likelihood import init_tokenizer
-from ar_jax.tokenizers.tokenizer import Tokenizer
 
 CODES = "codes:"
 
 
 def load_tokenizer(
     workdir: str | Path, which: str = "auto", step: int | None = None
-) -> tuple[ml_collections.ConfigDict, Tokenizer, Params]:
+) -> tuple[ml_collections.ConfigDict, AnyTokenizer, Params]:
     """A trained tokenizer.
 
     Args:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from ar_jax.api import Params, System
+from ar_jax.build import AnyTokenizer
 from ar_jax.data import Data
 from ar_jax.evaluation.codebook import CodebookResult, CodeCounter
-from ar_jax.evaluation.coding import coded_batches, decode_codes, rows, score_codes
+from ar_jax.evaluation.coding import (
+    coded_batches,
+    decode_encoding,
+    evaluate_objective,
+    rows,
+    score_codes,
+)
 from ar_jax.evaluation.frechet import max_balanced
 from ar_jax.evaluation.generation import Judge
 from ar_jax.evaluation.likelihood import LikelihoodMeter, LikelihoodResult
 from ar_jax.evaluation.reconstruction import ReconstructionMeter, ReconstructionResult
 from ar_jax.schedules import Grid
-from ar_jax.tokenizers.tokenizer import Tokenizer
 
 SHOWN = 50  # reconstructions in a picture
 
@@ -66,26 +73,28 @@ class Reconstructions:
 
     Attributes:
         result: how close they are.
-        codebook: usage of every scale.
+        codebook: usage of every scale; None where there is no codebook.
         originals, images: some of the test images and their reconstructions, for a picture, uint8
             [n, H, W, C].
         all: of all test images, where there is a judge of them.
     """
 
     result: ReconstructionResult
-    codebook: CodebookResult
+    codebook: CodebookResult | None
     originals: np.ndarray
     images: np.ndarray
     all: np.ndarray | None
 
 
 def reconstruct(
-    tokenizer: Tokenizer, params: Params, evaluation: Evaluation, limit: int | None = None
+    tokenizer: AnyTokenizer, params: Params, evaluation: Evaluation, limit: int | None = None
 ) -> Reconstructions:
     """Encodes and decodes the test images, or ``limit`` of them spread over the split."""
     data = evaluation.data["test"]
     meter = ReconstructionMeter()
-    counter = CodeCounter([h * w for h, w in tokenizer.grids], tokenizer.codebook_size)
+    counter = None
+    if tokenizer.codebook_size is not None:
+        counter = CodeCounter([h * w for h, w in tokenizer.grids], tokenizer.codebook_size)
     batches = -(-min(limit or len(data.source), len(data.source)) // evaluation.batch_size)
     a_batch = -(-SHOWN // batches)
     shown: list[tuple[np.ndarray, np.ndarray]] = []
@@ -98,17 +107,18 @@ def reconstruct(
         limit=limit,
         title=evaluation.title("reconstructing test images"),
     ):
-        decoded = jax.device_get(decode_codes(tokenizer, params, batch["codes"]))
+        decoded = jax.device_get(decode_encoding(tokenizer, params, batch["codes"]))
         originals, images = rows(batch, "image"), np.asarray(decoded)[batch["mask"] > 0]
         meter.add(originals, images)
-        counter.add(rows(batch, "codes"))
+        if counter is not None:
+            counter.add(rows(batch, "codes"))
         shown.append((originals[:a_batch], images[:a_batch]))
         if evaluation.judge is not None:
             kept.append(images)
     first, second = (np.concatenate(part)[:SHOWN] for part in zip(*shown, strict=True))
     return Reconstructions(
         result=meter.result(),
-        codebook=counter.result(),
+        codebook=None if counter is None else counter.result(),
         originals=first,
         images=second,
         all=np.concatenate(kept) if kept else None,
@@ -132,6 +142,38 @@ def measure_likelihood(
         nll, correct = jax.device_get(scores)
         meter.add(nll, correct, batch["mask"])
     return meter.result()
+
+
+def measure_objective(
+    objective: Any,
+    system: System,
+    params: Params,
+    evaluation: Evaluation,
+    split: str,
+    count: int,
+) -> dict[str, float]:
+    """The objective's loss ('loss') and metrics on ``count`` items of a split, spread over it."""
+    key = jax.random.key(evaluation.seed)
+    sums: dict[str, float] = {}
+    total = 0.0
+    for index, batch in enumerate(
+        coded_batches(
+            system.tokenizer,
+            params["tokenizer"],
+            evaluation.data[split],
+            batch_size=evaluation.batch_size,
+            limit=count,
+            title=evaluation.title(f"scoring {split} images"),
+        )
+    ):
+        fed = {name: batch[name] for name in ("codes", "label", "mask")}
+        fetched = evaluate_objective(objective, params, fed, jax.random.fold_in(key, index))
+        loss, metrics = jax.device_get(fetched)
+        weight = float(batch["mask"].sum())
+        for name, value in {"loss": loss, **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + weight * float(value)
+        total += weight
+    return {name: value / total for name, value in sums.items()}
 
 
 def group_sizes(grids: Sequence[Grid]) -> list[int]:

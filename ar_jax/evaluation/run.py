@@ -9,7 +9,12 @@ from typing import Any
 import jax
 
 from ar_jax.api import Params, System
-from ar_jax.build import trains_tokenizer
+from ar_jax.build import (
+    AnyTokenizer,
+    build_objective,
+    create_sampler,
+    trains_tokenizer,
+)
 from ar_jax.evaluation import illustrated, sections
 from ar_jax.evaluation.load import describe_weights, image_section, load_system, load_tokenizer
 from ar_jax.evaluation.measure import (
@@ -30,8 +35,6 @@ from ar_jax.evaluation.samples import (
     save_npz,
 )
 from ar_jax.io.run_info import read_config
-from ar_jax.sampling.loop import CachedSampler
-from ar_jax.tokenizers.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +117,9 @@ def evaluate_workdir(
 
 
 def evaluate_tokenizer(
-    tokenizer: Tokenizer, params: Params, evaluation: Evaluation
+    tokenizer: AnyTokenizer, params: Params, evaluation: Evaluation
 ) -> dict[str, Any]:
-    """Sections on reconstructions, codebook and what generators can reach, with their pictures.
+    """Sections on reconstructions, on the codebook, if any, and on what generators can reach.
 
     Raises:
         ValueError: the data are codes.
@@ -124,19 +127,18 @@ def evaluate_tokenizer(
     if evaluation.data["test"].source.kind != "image":
         raise ValueError(f"{evaluation.data['test'].source.name}: a tokenizer needs images")
     seen = reconstruct(tokenizer, params, evaluation)
-    names, codes = scale_names(tokenizer.grids), seen.codebook
-    save_bars(
-        {"codebook usage": codes.usage, "codebook perplexity": codes.perplexity},
-        names,
-        evaluation.directory / "codebook.png",
-        xlabel="scale",
-    )
-    pictures = {"Codebook usage and perplexity of every scale.": "codebook.png"}
-    return {
-        "reconstruction": illustrated.reconstruction_section(seen, evaluation),
-        "codebook": sections.codebook_section(codes, names, "test images", pictures),
-        **illustrated.bound_section(seen, evaluation),
-    }
+    report = {"reconstruction": illustrated.reconstruction_section(seen, evaluation)}
+    if seen.codebook is not None:
+        names, codes = scale_names(tokenizer.grids), seen.codebook
+        save_bars(
+            {"codebook usage": codes.usage, "codebook perplexity": codes.perplexity},
+            names,
+            evaluation.directory / "codebook.png",
+            xlabel="scale",
+        )
+        pictures = {"Codebook usage and perplexity of every scale.": "codebook.png"}
+        report["codebook"] = sections.codebook_section(codes, names, "test images", pictures)
+    return report | illustrated.bound_section(seen, evaluation)
 
 
 def evaluate_generator(
@@ -162,7 +164,7 @@ def evaluate_generator(
             f"use {fits}"
         )
     knobs, guidance = sampling_of(config)
-    sampler = CachedSampler.create(system, params)
+    sampler = create_sampler(system, params)
     drawn = generate(
         sampler,
         balanced_labels(evaluation.num_images, classes),
@@ -176,7 +178,11 @@ def evaluate_generator(
     pictures = illustrated.draw_samples(sampler, drawn, classes, directory)
     sampling = f"{describe_sampling(knobs, guidance)}, {weights}, seed {evaluation.seed}"
     report = illustrated.generation_sections(drawn, evaluation, sampling, pictures)
-    report["likelihood"] = illustrated.likelihood_section(system, params, evaluation)
+    if hasattr(system.head, "log_prob"):
+        report["likelihood"] = illustrated.likelihood_section(system, params, evaluation)
+    else:
+        objective = build_objective(config)
+        report["held_out"] = illustrated.held_out_section(objective, system, params, evaluation)
     if evaluation.data["test"].source.kind == "image":
         limit = SHOWN if evaluation.judge is None else None
         seen = reconstruct(system.tokenizer, params["tokenizer"], evaluation, limit)

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ar_jax.build import build_sampling
-from ar_jax.evaluation.coding import decode_stages
+from ar_jax.build import AnySampler, build_sampling, create_sampler
+from ar_jax.evaluation.coding import decode_known, decode_stages
 from ar_jax.evaluation.grids import formation_strip, save_tiles, upscale
 from ar_jax.evaluation.load import load_system
 from ar_jax.io.images import image_grid, save_png
 from ar_jax.io.progress import Progress
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
-from ar_jax.sampling.loop import CachedSampler, image_keys
+from ar_jax.sampling.loop import image_keys
 from ar_jax.tokenizers.tokenizer import to_uint8
 
 MAX_STAGES = 8  # columns of a strip
@@ -31,7 +31,10 @@ class Generated(NamedTuple):
 
     images: np.ndarray  # uint8 [N, H, W, C]
     labels: np.ndarray  # int32 [N], the classes that were asked for
-    codes: np.ndarray  # int32 [N, L]
+    codes: np.ndarray  # int32 [N, L], or float32 [N, L, C]
+    order: np.ndarray | None = (
+        None  # int32 [N, L], the positions as they were drawn, if not in order
+    )
 
 
 def balanced_labels(num_images: int, num_classes: int) -> np.ndarray:
@@ -115,7 +118,7 @@ def describe_sampling(knobs: Knobs, guidance: Guidance) -> str:
 
 
 def generate(
-    sampler: CachedSampler,
+    sampler: AnySampler,
     labels: Sequence[int] | np.ndarray,
     *,
     seed: int = 0,
@@ -139,18 +142,21 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     batch_size = min(batch_size, len(labels))
-    images, codes = [], []
+    images, codes, orders = [], [], []
     with Progress(len(labels), title="sampling", unit="image", enabled=progress) as bar:
         for start in range(0, len(labels), batch_size):
             part = labels[start : start + batch_size]
             filled = np.pad(part, (0, batch_size - len(part)))
             keys = image_keys(seed, first + start, batch_size)
             samples = sampler({"label": jnp.asarray(filled)}, keys, knobs=knobs, guidance=guidance)
-            drawn = jax.device_get((_to_uint8(samples.images), samples.codes))
+            drawn = jax.device_get((_to_uint8(samples.images), samples.codes, samples.order))
             images.append(drawn[0][: len(part)])
             codes.append(drawn[1][: len(part)])
+            if drawn[2] is not None:
+                orders.append(drawn[2][: len(part)])
             bar.advance(len(part))
-    return Generated(np.concatenate(images), labels, np.concatenate(codes))
+    order = np.concatenate(orders) if orders else None
+    return Generated(np.concatenate(images), labels, np.concatenate(codes), order)
 
 
 _to_uint8 = jax.jit(to_uint8)
@@ -171,10 +177,23 @@ def stages(num_steps: int, limit: int = MAX_STAGES) -> tuple[int, ...]:
     return tuple(int(n) for n in np.unique(shown))
 
 
-def formation(sampler: CachedSampler, codes: np.ndarray, limit: int = MAX_STAGES) -> np.ndarray:
-    """Images as they form, uint8 [stages, N, H, W, C], of codes int32 [N, L]; see `stages`."""
+def formation(
+    sampler: AnySampler,
+    codes: np.ndarray,
+    order: np.ndarray | None = None,
+    limit: int = MAX_STAGES,
+) -> np.ndarray:
+    """Images as they form, uint8 [stages, N, H, W, C], of codes [N, L(, C)]; see `stages`.
+
+    ``order``, int32 [N, L], are the positions as they were drawn; None: in order.
+    """
     system = sampler.system
     shown = stages(system.schedule.num_steps, limit)
+    if order is not None:
+        counts = np.cumsum(system.schedule.sizes)[np.asarray(shown) - 1]
+        known = np.argsort(order, axis=1)[None] < counts[:, None, None]  # [stages, N, L]
+        partial = decode_known(system.tokenizer, sampler.params["tokenizer"], codes, known)
+        return np.asarray(jax.device_get(partial))
     partial = decode_stages(system.tokenizer, sampler.params["tokenizer"], codes, shown)
     return np.asarray(jax.device_get(partial))
 
@@ -196,10 +215,11 @@ def save_npz(path: str | Path, images: np.ndarray, labels: np.ndarray) -> None:
         np.savez(file, images, labels.astype(np.int64))
 
 
-def save_strip(path: str | Path, sampler: CachedSampler, drawn: Generated) -> None:
+def save_strip(path: str | Path, sampler: AnySampler, drawn: Generated) -> None:
     """Writes the forming of the first image of each class, up to `MAX_ROWS`, a row each."""
     first = np.sort(np.unique(drawn.labels, return_index=True)[1])[:MAX_ROWS]
-    save_tiles(path, formation_strip(formation(sampler, drawn.codes[first])))
+    order = None if drawn.order is None else drawn.order[first]
+    save_tiles(path, formation_strip(formation(sampler, drawn.codes[first], order)))
 
 
 def sample_workdir(
@@ -249,7 +269,9 @@ def sample_workdir(
     check_class_conditional(system)
     chosen = choose_labels(system.backbone.num_classes, labels, per_class, num_images)
     knobs, guidance = sampling_of(config, sampling)
-    sampler = CachedSampler.create(system, params)
+    if strip and knobs.smooth:
+        raise ValueError("--strip decodes codes step by step, which --smooth mixes: give one")
+    sampler = create_sampler(system, params)
     with jax.default_matmul_precision(config["precision"]):
         drawn = generate(
             sampler,

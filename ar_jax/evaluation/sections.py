@@ -140,6 +140,33 @@ def likelihood_section(
     )
 
 
+def held_out_section(
+    result: Mapping[str, float], train: Mapping[str, float], about: Mapping[str, str], count: int
+) -> Section:
+    """Section on the training loss of a head without a likelihood.
+
+    Args:
+        result: name -> mean over held-out images.
+        train: the same over training images.
+        about: name -> what it is.
+        count: images of each.
+    """
+    metrics = {}
+    for name, said in about.items():
+        metrics[name] = metric(result[name], f"{said}; {count:,} test images")
+        metrics[f"train_{name}"] = metric(
+            train[name], f"the same; {count:,} training images, spread over the split"
+        )
+    return _section(
+        "Held-out loss",
+        f"What training minimises, on {count:,} test images with their classes, no guidance, no "
+        "augmentation. This head has no likelihood.",
+        metrics,
+        {},
+        None,
+    )
+
+
 def bound_section(result: BoundResult, pictures: Pictures | None = None) -> Section:
     """Section on what reconstructions score in the place of generated images."""
     bound, floor = result.bound, result.floor

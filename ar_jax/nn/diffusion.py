@@ -189,7 +189,8 @@ class Diffusion:
 
         def body(x: Array, n: Array) -> tuple[Array, None]:
             t = count - 1 - n
-            step = self.step(x, t, *predict(x, times[t]))
+            # The same step for all rows, in their rank.
+            step = self.step(x, jnp.broadcast_to(t, (1,) * (x.ndim - 1)), *predict(x, times[t]))
             drawn = noise(n) if callable(noise) else noise[n]
             spread = jnp.exp(0.5 * step.log_variance) * drawn * temperature
             return step.mean + jnp.where(t > 0, spread, 0.0), None
@@ -238,7 +239,8 @@ def timestep_features(t: Array, width: int) -> Array:
     """Cosines, then sines, of t at ``width`` / 2 frequencies from 1 down to 1 / 10,000."""
     half = width // 2
     exponents = np.float32(-math.log(10_000)) * np.arange(half, dtype=np.float32) / np.float32(half)
-    angles = t.astype(jnp.float32)[..., None] * jnp.exp(exponents)
+    frequencies = jnp.expand_dims(jnp.exp(exponents), tuple(range(t.ndim)))
+    angles = t.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -16,7 +17,8 @@ from ar_jax.api import Array, Aux, Batch, Cond, Params, Stats, System
 class MaskedDraws:
     """All that chance decides in a batch, in place of a key; R repeats."""
 
-    masked: Array  # bool [B, L], the codes to predict
+    order: Array  # int32 [B, L], the positions in an order of each image's own
+    rate: Array  # scalar: the first ceil(L rate) of the order are hidden
     times: Array  # int32 [B, R, L], timesteps of the head's diffusion
     noise: Array  # float32 [B, R, L, C], standard normal
 
@@ -33,6 +35,13 @@ class Masked:
             of its own.
         repeats: noisy versions of each code that the head is trained on, per hidden state.
     """
+
+    # What evaluation reports of it.
+    METRICS: ClassVar[dict[str, str]] = {
+        "loss": "noise_error plus bound_bits, mean over the hidden codes",
+        "noise_error": "mean squared error of the head's estimate of unit-variance noise",
+        "bound_bits": "variational bound of one step, bits per number of a code",
+    }
 
     system: System
     label_dropout: float = 0.1
@@ -118,13 +127,17 @@ class Masked:
             dropout: key of the backbone's dropout; None: off.
         """
         backbone, head = self.system.backbone, self.system.head
+        length = codes.shape[1]
         hidden = backbone.apply(
             {"params": params["backbone"]},
             codes,
             cond,
-            ~draws.masked,
+            draws.order,
+            length - hidden_count(length, draws.rate),
+            most=length - math.ceil(length * self.rate_min),
             train=dropout is not None,
             rngs=None if dropout is None else {"dropout": dropout},
+            method="reveal",
         )  # [B, L, D]
         shape = draws.times.shape  # [B, R, L]
 
@@ -140,7 +153,7 @@ class Masked:
             draws.noise.reshape(-1, codes.shape[-1]),
             method="loss",
         )
-        share = draws.masked.astype(jnp.float32)
+        share = hide(draws.order, draws.rate).astype(jnp.float32)
         if weights is not None:
             share = share * weights[:, None]
         counted = jnp.broadcast_to(share[:, None], shape).reshape(-1)
@@ -161,7 +174,8 @@ class Masked:
         order = jnp.argsort(jax.random.uniform(order_key, (batch, length)), axis=1)
         repeated = (batch, self.repeats, length)
         return MaskedDraws(
-            masked=hide(order, rate),
+            order=order.astype(jnp.int32),
+            rate=rate,
             times=jax.random.randint(time_key, repeated, 0, self.system.head.steps),
             noise=jax.random.normal(noise_key, (*repeated, width)),
         )
@@ -186,6 +200,11 @@ class Masked:
         return jax.lax.stop_gradient(codes)
 
 
+def hidden_count(length: int, rate: Array | float) -> Array:
+    """ceil(L rate), int32 scalar."""
+    return jnp.ceil(length * rate).astype(jnp.int32)
+
+
 def hide(order: Array, rate: Array | float) -> Array:
     """Bool [B, L]: the first ceil(L rate) positions of every order int32 [B, L]."""
-    return jnp.argsort(order, axis=1) < jnp.ceil(order.shape[1] * rate)
+    return jnp.argsort(order, axis=1) < hidden_count(order.shape[1], rate)

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.api import Objective, Params
-from ar_jax.build import build_sampling, trains_tokenizer
+from ar_jax.build import build_sampling, create_sampler, trains_tokenizer
 from ar_jax.data import Data
 from ar_jax.io.images import image_grid
 from ar_jax.parallel.mesh import fetch
-from ar_jax.sampling.loop import CachedSampler, image_keys
+from ar_jax.sampling.loop import image_keys
 from ar_jax.tokenizers.tokenizer import to_float, to_uint8
 
 # (params, frozen) -> name -> picture, uint8 [H, W, C]
@@ -48,7 +48,8 @@ def reconstructions(objective: Any, test: Data) -> Preview:
 
     @jax.jit
     def reconstruct(params: Params, images: jax.Array) -> jax.Array:
-        codes = tokenizer.apply({"params": params}, to_float(images), method="encode")
+        encoding = tokenizer.apply({"params": params}, to_float(images), method="encode")
+        codes = tokenizer.apply({"params": params}, encoding, method="codes_of")
         return to_uint8(tokenizer.apply({"params": params}, codes, method="decode"))
 
     def preview(params: Params, frozen: Params) -> dict[str, np.ndarray]:
@@ -73,7 +74,7 @@ def class_samples(config: Mapping[str, Any], objective: Any) -> Preview | None:
     keys = image_keys(config["seed"], 0, len(labels))
 
     def preview(params: Params, frozen: Params) -> dict[str, np.ndarray]:
-        sampler = CachedSampler.create(system, {**frozen, **params})
+        sampler = create_sampler(system, {**frozen, **params})
         samples = sampler({"label": labels}, keys, knobs=knobs, guidance=guidance)
         images = fetch(to_uint8(samples.images))
         return {"samples": image_grid(images, columns=COLUMNS)}

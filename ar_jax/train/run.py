@@ -105,16 +105,22 @@ def check_codes(config: Any, system: Any, tokenizer: Params) -> None:
     for split in ("train", "test") if config["data"]["source"].startswith("codes:") else ():
         source = open_source(config["data"]["source"], split)
         assert isinstance(source, CodesSource)
-        sizes, codebook_size = tuple(system.schedule.sizes), system.tokenizer.codebook_size
+        sizes, tokens = system.schedule.stored_sizes, system.tokenizer
+        width = tokens.encoding_shape[1] if tokens.codebook_size is None else 0
         if source.sizes != sizes:
             raise ValueError(
                 f"{source.name} holds steps of {source.sizes} codes, config.schedule makes "
                 f"{sizes}: write the codes again with this config"
             )
-        if source.vocabulary_size != codebook_size:
+        if source.vocabulary_size != (tokens.codebook_size or 0):
             raise ValueError(
                 f"{source.name} holds codes below {source.vocabulary_size}, the tokenizer has "
-                f"{codebook_size}: write the codes again with this tokenizer"
+                f"{tokens.codebook_size}: write the codes again with this tokenizer"
+            )
+        if source.width != width:
+            raise ValueError(
+                f"{source.name} holds {source.width} floats for a code, the tokenizer makes "
+                f"{width}: write the codes again with this tokenizer"
             )
         theirs, ours = source.tokenizer.get("digest"), tree_digest(tokenizer)
         if theirs != ours:

@@ -42,7 +42,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             projection=1,
         ),
     )
-    config.objective = dict(name="kl_tokenizer", l2=1.0, kl=1e-3)
+    config.objective = dict(name="kl_tokenizer", l2=1.0, kl=3e-3)
     config.train = dict(
         steps=10_000,
         batch_size=64,

@@ -272,13 +272,14 @@ def _training(model: Model) -> Outputs:
         return jnp.asarray(recorded.swapaxes(0, 1))
 
     draws = MaskedDraws(
-        masked=hide(jnp.asarray(model["train_orders"]), model.rate),
+        order=jnp.asarray(model["train_orders"], jnp.int32),
+        rate=jnp.float32(model.rate),
         times=rows("train_t").astype(jnp.int32),
         noise=rows("train_noise", width),
     )
     dropped = jnp.asarray(model["train_class_drop_uniform"] < config["label_drop_prob"])
     cond = system.backbone.conditioner.null(model.cond, dropped)
-    objective = Masked(system=system)
+    objective = Masked(system=system, rate_min=min(config["mask_ratio_min"], model.rate))
     trained = {name: model.params[name] for name in ("backbone", "head")}
 
     def loss(params: Any) -> jax.Array:

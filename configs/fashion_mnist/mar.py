@@ -1,0 +1,124 @@
+"""MAR, masked generation of continuous codes with a diffusion head (2406.11838), on Fashion-MNIST.
+
+    python experiments/train.py --config=configs/fashion_mnist/mar.py --workdir=runs/mar \
+        --config.tokenizer_checkpoint=runs/tokenizer_kl
+
+Arguments (``--config=...py:ARG``): none, about 40 minutes on 2 CPU cores; ``demo``, about three and
+a half; ``smoke``, seconds. Each needs the tokenizer of the same argument. With cached codes
+(experiments/cache_codes.py) add ``--config.data.source=codes:DIR``.
+"""
+
+import ml_collections
+
+MODES = ("", "demo", "smoke")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The configuration of mode ``arg``."""
+    if arg not in MODES:
+        raise ValueError(f"argument {arg!r} of mar.py is none of {MODES}")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.dtype = "float32"
+    config.precision = "default"
+    config.data = dict(
+        source="embedded", image_size=28, channels=1, num_classes=10, crop="none", flip=False
+    )
+    config.tokenizer_checkpoint = ""
+    config.tokenizer = dict(
+        name="kl",
+        scale=1.0,
+        autoencoder=dict(
+            image_size=28,
+            image_channels=1,
+            latent=32,
+            code_width=4,
+            channels=96,
+            multipliers=(1,),
+            encoder_blocks=2,
+            decoder_blocks=3,
+            attention=False,
+            middle=False,
+            patch=4,
+            groups=8,
+            projection=1,
+        ),
+    )
+    config.schedule = dict(name="masked", grid=7, iterations=16)
+    config.backbone = dict(
+        name="encoder_decoder",
+        code_width=4,
+        num_classes=10,
+        width=160,
+        depth=4,
+        heads=4,
+        decoder_width=160,
+        decoder_depth=4,
+        decoder_heads=4,
+        buffer=4,
+        activation="gelu_tanh",
+        attention_dropout=0.0,
+        dropout=0.05,
+    )
+    config.head = dict(name="diffusion", code_width=4, width=256, depth=3, sampling_steps="50")
+    config.objective = dict(name="masked", label_dropout=0.1, rate_min=0.7, repeats=2)
+    config.sampling = dict(temperature=1.0, guidance=dict(scale=2.0, kind="linear_known"))
+    config.train = dict(
+        steps=6_000,
+        batch_size=64,
+        log_every=50,
+        eval_every=1_000,
+        preview_every=1_000,
+        checkpoint_every=1_000,
+    )
+    config.optimizer = dict(
+        name="adamw",
+        learning_rate=2e-3,
+        schedule="cosine",
+        warmup_steps=100,
+        end_ratio=0.02,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.05,
+        clip_norm=1.0,
+    )
+    config.ema = dict(decay=0.999)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    if arg == "demo":
+        config.schedule.iterations = 12
+        config.backbone.update(
+            width=96,
+            depth=3,
+            heads=4,
+            decoder_width=96,
+            decoder_depth=3,
+            decoder_heads=4,
+            activation="silu",
+            dropout=0.0,
+        )
+        config.head.update(width=128, depth=2, sampling_steps="25")
+        config.objective.repeats = 1
+        config.sampling.guidance.scale = 3.0
+        config.train.update(
+            steps=1_500, batch_size=32, eval_every=500, preview_every=500, checkpoint_every=500
+        )
+        config.ema.decay = 0.99
+    elif arg == "smoke":
+        config.tokenizer.autoencoder.update(channels=16, encoder_blocks=1, decoder_blocks=1)
+        config.schedule.iterations = 4
+        config.backbone.update(
+            width=32, depth=2, heads=2, decoder_width=32, decoder_depth=2, decoder_heads=2, buffer=2
+        )
+        config.head.update(width=32, depth=1, sampling_steps="4")
+        config.train.update(
+            steps=4,
+            batch_size=8,
+            log_every=1,
+            eval_every=4,
+            eval_batches=2,
+            preview_every=4,
+            checkpoint_every=2,
+        )
+        config.optimizer.warmup_steps = 1
+    return config

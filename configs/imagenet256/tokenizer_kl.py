@@ -1,0 +1,88 @@
+"""MAR's autoencoder KL-16 (latent diffusion's, arXiv:2112.10752): 16 x 16 codes of 16 numbers.
+
+    python experiments/train.py --config=configs/imagenet256/tokenizer_kl.py \
+        --workdir=runs/imagenet_kl --config.data.source=folder:data/imagenet
+
+The folder holds train/<class>/ and val/<class>/ with the images of ILSVRC2012. Arguments
+(``--config=...py:ARG``):
+
+    argument  parameters
+    none      66,456,019
+
+github.com/LTH14/mar releases the trained network (kl16.ckpt, which experiments/convert.py takes)
+without its training. The recipe below is that of latent diffusion's autoencoders, absolute error
+and a small divergence; missing here, and behind the released one, are the perceptual loss (LPIPS)
+and the adversarial one (PatchGAN): expect blurrier images. ``tokenizer.scale`` is the released
+network's; for your own set it to latent_power ** -0.5 of the metrics, in the generator's config
+too.
+"""
+
+import ml_collections
+
+MODES = ("",)
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The configuration of KL-16."""
+    if arg not in MODES:
+        raise ValueError(f"argument {arg!r} of tokenizer_kl.py is none of {MODES}")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.dtype = "bfloat16"
+    config.precision = "default"
+    config.data = dict(
+        source="folder:data/imagenet",
+        image_size=256,
+        channels=3,
+        num_classes=1000,
+        crop="random",
+        min_crop=0.8,
+        max_crop=1.0,
+        flip=True,
+        num_workers=8,
+    )
+    config.tokenizer = dict(
+        name="kl",
+        scale=0.2325,
+        patch=1,
+        autoencoder=dict(
+            image_size=256,
+            image_channels=3,
+            latent=16,
+            code_width=16,
+            channels=128,
+            multipliers=(1, 1, 2, 2, 4),
+            encoder_blocks=2,
+            decoder_blocks=3,
+            attention=True,
+            decoder_attention=(),
+            middle=True,
+            groups=32,
+            projection=1,
+        ),
+    )
+    config.objective = dict(name="kl_tokenizer", l1=1.0, l2=0.0, kl=1e-6)
+    iterations = 10_009  # of an epoch: 1,281,167 images, batches of 128
+    config.train = dict(
+        steps=40 * iterations,
+        batch_size=128,
+        log_every=100,
+        eval_every=iterations,
+        eval_batches=40,
+        preview_every=iterations,
+        checkpoint_every=5_000,
+    )
+    config.optimizer = dict(
+        name="adam",
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup_steps=0,
+        b1=0.5,
+        b2=0.9,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
+    config.ema = dict(decay=0.0)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    return config
