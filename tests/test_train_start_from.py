@@ -37,6 +37,7 @@ from ar_jax.train.program import build_program
 from ar_jax.train.run import train_and_evaluate
 from ar_jax.train.start_from import InitFrom, decide, initial_params, read_init_from
 from ar_jax.train.state import INIT
+from tests.config_files import Case
 from tests.converted_cases import OPTIONS, convert, write_files
 from tests.quick_compilation import quick_compilation  # noqa: F401
 
@@ -189,6 +190,19 @@ def test_unknown_fields_are_named():
         read_init_from({"init_from": {"workdirs": "a"}})
 
 
+def test_first_rows_can_stay(release, tmp_path):
+    changes = {"backbone.num_classes": 4, "data.num_classes": 4}
+    config = configure(release("var"), **changes, **{"init_from.reinitialise": (f"{CLASSES}[3:]",)})
+    found = start(config, tmp_path / "run")[CLASSES]
+    there = flat_leaves(load_params(release("var"), "params"))[CLASSES]
+    np.testing.assert_array_equal(found[:3], there[:3])
+    assert found.shape[0] == 5 and not np.isin(found[3:], there).any()
+    for rows, shape in ((6, (11, 128)), (3, (11, 64))):
+        fields = InitFrom(workdir="a", reinitialise=(f"{CLASSES}[{rows}:]",))
+        with pytest.raises(ValueError, match=f"the first {rows} rows of '{CLASSES}' cannot stay"):
+            decide(fields, {CLASSES: (5, 128)}, {CLASSES: shape})
+
+
 def test_many_problems_are_cut_short():
     ours = {f"w{i}": (i,) for i in range(20)}
     with pytest.raises(ValueError, match="; and 12 more$"):
@@ -276,6 +290,20 @@ def test_lists_of_scales_of_other_lengths():
     found = resample(rows, CellTable(), old, new)
     np.testing.assert_allclose(found[:, 0], [7, 7, *[1] * 20], rtol=1e-6)
     assert resample(np.array([[1.0], [2]]), ScaleTable(), old, new).tolist() == [[1], [1], [2], [2]]
+
+
+@pytest.mark.parametrize(("file", "count"), [("rar.py", 2), ("mar.py", 3), ("var.py", 2)])
+def test_tables_are_where_they_are_said_to_be(file, count):
+    objective: Any = build_objective(Case(f"configs/fashion_mnist/{file}", "smoke").config)
+    params = flat_leaves(jax.eval_shape(objective.init, jax.random.key(0))["backbone"])
+    tables = position_tables(objective.system.backbone)
+    assert len(tables) == count
+    for path, kind in tables.items():
+        schedule = objective.system.schedule
+        rows = len(schedule.grids)
+        if isinstance(kind, CellTable):
+            rows = kind.front + schedule.length
+        assert params[path].shape[0] >= rows, path
 
 
 def test_tables_of_families(release):

@@ -8,13 +8,16 @@
 
 Every parameter is taken over as it is, which needs the same shape; or it is started anew
 (``reinitialise``) or taken to another grid or list of scales (``interpolate``): these are named,
-each by its path or by that of a folder above it. Nothing is ever changed that is not named.
+each by its path or by that of a folder above it. Of a table whose first rows shall stay, as of
+RAR's, which holds codes and then classes, ``"PATH[1025:]"`` starts the rows from 1025 on anew.
+Nothing is ever changed that is not named.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from ar_jax.backbones.position_tables import position_tables, resample
 from ar_jax.build import build_system, trains_tokenizer
 from ar_jax.io.checkpoint import holds_only_params, list_steps, load_params, params_shapes
 from ar_jax.io.run_info import read_config
+from ar_jax.parallel.mesh import replicated
 from ar_jax.parallel.rules import path_name
 from ar_jax.train.fields import call_with
 from ar_jax.train.program import Program
@@ -36,6 +40,7 @@ log = logging.getLogger(__name__)
 
 SECTION = "init_from"
 TAKEN, REINITIALISED, INTERPOLATED = "taken over", "reinitialised", "interpolated"
+LATER_ROWS = re.compile(r"(.+)\[(\d+):\]")
 SHOWN = 8  # problems in one message
 
 Shape = tuple[int, ...]
@@ -47,8 +52,8 @@ class InitFrom:
 
     Attributes:
         workdir: of a run of the same kind, or of a converted release; '': start anew.
-        reinitialise: parameters that start as they would in a new run of this seed, such as the
-            class embedding for other classes.
+        reinitialise: parameters, or their 'PATH[N:]', that start as they would in a new run of this
+            seed, such as the class embedding for other classes.
         interpolate: position tables for another grid or list of scales; see
             `ar_jax.backbones.position_tables.resample`.
     """
@@ -110,12 +115,27 @@ def initial_params(
     log.info("%d other parameters are those of %s", _count(fates, TAKEN), fields.workdir)
     places = {name: leaf.sharding for name, leaf in ours.items() if fates[name] == TAKEN}
     given = _named(load_params(fields.workdir, "auto", sharding=places))
-    fresh = _fresh(objective, program, [n for n, fate in fates.items() if fate == REINITIALISED])
+    anew = [name for name, fate in fates.items() if fate == REINITIALISED]
+    # Tables of which rows are kept are put together on the host, from whole copies.
+    fresh = _fresh(
+        objective,
+        program.key,
+        {
+            name: replicated(ours[name].sharding.mesh)
+            if kept_rows(fields, name)
+            else ours[name].sharding
+            for name in anew
+        },
+    )
 
     def leaf(path: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:
         name = path_name(path)
         if fates[name] == REINITIALISED:
-            return fresh[name]
+            rows = kept_rows(fields, name)
+            if not rows:
+                return fresh[name]
+            table = np.concatenate([np.asarray(given[name])[:rows], np.asarray(fresh[name])[rows:]])
+            return jax.device_put(table, wanted.sharding)
         if fates[name] == INTERPOLATED:
             return jax.device_put(tables[name](np.asarray(given[name])), wanted.sharding)
         return given[name]
@@ -156,6 +176,12 @@ def decide(
             problems.append(f"both reinitialise and interpolate name {name!r}")
         elif name in first:
             fates[name] = REINITIALISED
+            rows = kept_rows(fields, name)
+            if rows and (there is None or there[1:] != shape[1:] or rows > min(there[0], shape[0])):
+                problems.append(
+                    f"the first {rows} rows of {name!r} cannot stay: it is {there or 'absent'} "
+                    f"there and {shape} here"
+                )
         elif name in second:
             fates[name] = INTERPOLATED
             if name not in tables:
@@ -180,11 +206,19 @@ def decide(
     return fates
 
 
+def kept_rows(fields: InitFrom, name: str) -> int:
+    """How many rows of a parameter stay although it is listed in ``reinitialise``."""
+    found = [LATER_ROWS.fullmatch(entry) for entry in fields.reinitialise]
+    return max((int(match[2]) for match in found if match and match[1] == name), default=0)
+
+
 def _listed(entries: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
     return {entry: [name for name in names if _below(name, entry)] for entry in entries}
 
 
 def _below(name: str, entry: str) -> bool:
+    if match := LATER_ROWS.fullmatch(entry):
+        return name == match[1]
     return name == entry or name.startswith(f"{entry}/")
 
 
@@ -219,12 +253,13 @@ def _tables(config: Any, source: Any) -> dict[str, Any]:
     }
 
 
-def _fresh(objective: Objective, program: Program, names: list[str]) -> dict[str, jax.Array]:
-    """Those parameters of a new run, the same as without ``config.init_from``."""
-    places = _named(program.abstract.params)
+def _fresh(
+    objective: Objective, key: jax.Array, places: Mapping[str, jax.sharding.Sharding]
+) -> dict[str, jax.Array]:
+    """Parameters of a new run, the same as without ``config.init_from``: those with a place."""
 
     def pick(key: jax.Array) -> dict[str, jax.Array]:
         params = _named(init_params(objective, key))
-        return {name: params[name] for name in names}
+        return {name: params[name] for name in places}
 
-    return jax.jit(pick, out_shardings={n: places[n].sharding for n in names})(program.key)
+    return jax.jit(pick, out_shardings=dict(places))(key)
