@@ -13,13 +13,27 @@ from ar_jax.convert.parity.case import Case
 from ar_jax.convert.release import choose
 
 GOLDEN = Path(__file__).parent / "golden"
-# Names of a case's parts, and what its files cannot say.
-TRANSFORMERS = {"var": "transformer", "llamagen": "gpt_c2i"}
+# Of each family: its case, the names of tokenizer and generator in the case, the entries of a file
+# that hold them, and what the files cannot say.
+CASES = {
+    "var": "var/tiny_a",
+    "llamagen": "llamagen/tiny",
+    "rar": "rar/tiny",
+    "mar": "mar/tiny",
+}
+PARTS = {
+    "var": ("tokenizer", "transformer"),
+    "llamagen": ("tokenizer", "gpt_c2i"),
+    "rar": ("tokenizer", "generator"),
+    "mar": ("vae", "mar"),
+}
+CONTAINERS = {"llamagen": ("model", "model"), "mar": ("model", "model_ema")}
 OPTIONS: dict[str, dict[str, Any]] = {
     "var": {"scales": (1, 2, 3, 4)},
     "llamagen": {"heads": 4, "image_size": 32},
+    "rar": {},
+    "mar": {"heads": 4, "decoder_heads": 6, "buffer": 4},
 }
-CASES = {"var": "var/tiny_a", "llamagen": "llamagen/tiny"}
 
 
 def official(case: Case, part: str) -> dict[str, np.ndarray]:
@@ -32,9 +46,10 @@ def write_files(family: str, folder: Path) -> tuple[Path, Path]:
     """The tokenizer's and the transformer's file of a family's case, as it is released."""
     case = Case.load(GOLDEN / CASES[family])
     paths = folder / "tokenizer.pt", folder / "transformer.pt"
-    for path, part in zip(paths, ("tokenizer", TRANSFORMERS[family]), strict=True):
+    entries = CONTAINERS.get(family, ("", ""))
+    for path, part, entry in zip(paths, PARTS[family], entries, strict=True):
         tensors = official(case, part)
-        weight_file.write(path, {"model": tensors} if family == "llamagen" else tensors)
+        weight_file.write(path, {entry: tensors} if entry else tensors)
     return paths
 
 
