@@ -17,7 +17,9 @@ GOLDEN = Path(__file__).parent / "golden" / "llamagen"
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.fixture(scope="module", params=sorted(path.parent.name for path in GOLDEN.glob("*/spec.json")))
+@pytest.fixture(
+    scope="module", params=sorted(path.parent.name for path in GOLDEN.glob("*/spec.json"))
+)
 def case(request) -> Case:
     return Case.load(GOLDEN / request.param)
 
