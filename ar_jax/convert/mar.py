@@ -66,7 +66,8 @@ def tokenizer_part(config: Mapping[str, Any]) -> Part:
     if section["name"] != "kl":
         raise ValueError(f"tokenizer.name is {section['name']!r}, which is no tokenizer of MAR's")
     places = autoencoder_places(section["autoencoder"], LDM)
-    return Part(section={"tokenizer": dict(section)}, places=places)
+    trained_by = dict(name="kl_tokenizer", l1=1.0, l2=0.0, kl=1e-6)
+    return Part(section={"tokenizer": dict(section), "objective": trained_by}, places=places)
 
 
 def generator(shapes: Shapes, options: Mapping[str, Any]) -> Part:

@@ -227,7 +227,7 @@ def _steps(model: Model, spacing: str) -> Outputs:
     @jax.jit
     def one(params: Any, index: jax.Array, time: jax.Array) -> Any:
         estimate, coefficient = model.system.head.apply({"params": params}, z, x, time[None])
-        return process.step(x, index, estimate, coefficient)
+        return process.step(x, index[None], estimate, coefficient)
 
     params = model.params["head"]
     steps = [one(params, jnp.int32(i), jnp.int32(t)) for i, t in enumerate(process.timesteps)]

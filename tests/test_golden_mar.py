@@ -1,0 +1,162 @@
+"""MAR: every array that the official code recorded, the released sizes, the way back."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ar_jax.convert import mar, weight_file
+from ar_jax.convert.conversion import convert_files
+from ar_jax.convert.directory import export_directory, write_directory
+from ar_jax.convert.parity import mar as parity
+from ar_jax.convert.parity.case import Case
+from ar_jax.convert.parity.compare import check_case
+from ar_jax.convert.part import empty_params, release_shapes
+from ar_jax.evaluation.load import load_system
+from ar_jax.evaluation.samples import generate, sampling_of
+from tests.config_files import load
+from tests.quick_compilation import quick_compilation  # noqa: F401
+
+GOLDEN = Path(__file__).parent / "golden" / "mar"
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(
+    scope="module", params=sorted(path.parent.name for path in GOLDEN.glob("*/spec.json"))
+)
+def case(request) -> Case:
+    return Case.load(GOLDEN / request.param)
+
+
+def test_parity(case):
+    lines = list(check_case(parity, case))
+    wrong = "\n".join(str(line) for line in lines if not line.ok)
+    assert not wrong, f"\n{wrong}"
+    assert len(lines) == 79
+
+
+@pytest.fixture(scope="module")
+def files(case, tmp_path_factory) -> dict[str, Path]:
+    """As they are released: with discriminators and raw weights that nobody reads."""
+    folder = tmp_path_factory.mktemp("mar")
+    paths = {"vae": folder / "kl16.ckpt", "mar": folder / "checkpoint-last.pth"}
+    logvar = {"loss.logvar": np.zeros((), np.float32)}
+    weight_file.write(paths["vae"], {"model": case.state_dict("vae") | logvar})
+    ema = case.state_dict("mar")
+    raw = {key: np.zeros_like(tensor) for key, tensor in ema.items()}
+    weight_file.write(paths["mar"], {"model": raw, "model_ema": ema, "epoch": 7})
+    return paths
+
+
+def options(case: Case) -> dict[str, Any]:
+    net = case.spec["config"]["mar"]
+    heads = dict(heads=net["encoder_num_heads"], decoder_heads=net["decoder_num_heads"])
+    return heads | dict(image_size=32, iterations=4, sampling_steps="ddim4", scale=0.5)
+
+
+def test_files_to_a_directory_that_samples_and_back(case, files, tmp_path):
+    converted = convert_files(mar, files["vae"], files["mar"], options(case))
+    write_directory(converted, tmp_path / "ours")
+    config, system, params = load_system(tmp_path / "ours")
+    knobs, guidance = sampling_of(config, {"guidance.scale": 2.0})
+    drawn = generate(
+        parity.RefineSampler.create(system, params), [3, 1], knobs=knobs, guidance=guidance
+    )
+    assert drawn.images.shape == (2, 32, 32, 3)
+    assert drawn.codes.shape == (2, 16, 4) and np.isfinite(drawn.codes).all()
+    assert drawn.order is not None
+    np.testing.assert_array_equal(np.sort(drawn.order, axis=1), [np.arange(16)] * 2)
+    outs = {"mar": tmp_path / "back.pth", "vae": tmp_path / "back.safetensors"}
+    export_directory(mar, tmp_path / "ours", list(outs.values()))
+    for name, path in outs.items():
+        found, wanted = weight_file.read(path), case.state_dict(name)
+        assert found.keys() == wanted.keys()
+        for key, tensor in wanted.items():
+            assert found[key].dtype == tensor.dtype
+            np.testing.assert_array_equal(found[key], tensor, key)
+
+
+# Parameters and tensors: ARCHITECTURE.md of the golden cases.
+RELEASES = {
+    "base": (207_924_768, 364),
+    "large": (478_326_304, 476),
+    "huge": (942_403_104, 604),
+}
+
+
+@pytest.mark.parametrize("size", RELEASES)
+def test_released_generators(size):
+    """The official shapes of a config are the release's, and are read as that config."""
+    config = load("configs/imagenet256/mar.py").get_config(size).to_dict()
+    part = mar.generator_part(config)
+    shapes = release_shapes(part, empty_params(config, "generator"))
+    assert (sum(map(math.prod, shapes.values())), len(shapes)) == RELEASES[size]
+    width = config["backbone"]["width"]
+    assert shapes["fake_latent"] == (1, width)
+    assert shapes["encoder_pos_embed_learned"] == (1, 320, width)
+    assert shapes["mask_token"] == (1, 1, width)
+    assert shapes["diffloss.net.final_layer.linear.weight"] == (32, config["head"]["width"])
+    read = mar.generator(shapes, {"iterations": 256, "guidance": mar_guidance(config)}).section
+    for section in ("schedule", "backbone", "head", "objective", "sampling"):
+        found = {name: config[section][name] for name in read[section]}
+        assert read[section] == found, section
+
+
+def mar_guidance(config: dict[str, Any]) -> float:
+    return config["sampling"]["guidance"]["scale"]
+
+
+def test_released_tokenizer():
+    config = load("configs/imagenet256/tokenizer_kl.py").get_config().to_dict()
+    part = mar.tokenizer_part(config)
+    shapes = release_shapes(part, empty_params(config, "tokenizer"))
+    assert (sum(map(math.prod, shapes.values())), len(shapes)) == (66_456_019, 312)
+    read = mar.tokenizer(shapes, {}).section
+    autoencoder = config["tokenizer"].pop("autoencoder")
+    assert read["tokenizer"].pop("autoencoder") == autoencoder
+    assert read["tokenizer"] == config["tokenizer"]
+    assert read["objective"] == config["objective"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"buffer": 5}, ["buffer is 5", "encoder_pos_embed_learned", "4"]),
+        ({"num_classes": 9}, ["num_classes is 9", "class_emb.weight", "10"]),
+        ({"heads": 5}, ["backbone.width 32", "backbone.heads 5"]),
+    ],
+)
+def test_options_must_agree_with_the_files(case, files, changes, words):
+    with pytest.raises(ValueError) as error:
+        convert_files(mar, files["vae"], files["mar"], options(case) | changes)
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+def test_other_models_are_refused():
+    config = load("configs/imagenet256/llamagen.py").get_config().to_dict()
+    with pytest.raises(ValueError, match="backbone.name is 'decoder'"):
+        mar.generator_part(config)
+    with pytest.raises(ValueError, match="tokenizer.name is 'vq'"):
+        mar.tokenizer_part(config)
+
+
+def test_the_case_shows_what_it_should(case):
+    """Some labels are dropped and some kept; a mask leaves codes to see."""
+    dropped = case["train_class_drop_uniform"] < case.spec["config"]["mar"]["label_drop_prob"]
+    assert 0 < dropped.sum() < len(dropped)
+    assert 0 < case["mask"].sum() < case["mask"].size
+    model = parity.load(case)
+    known = jnp.asarray(case["mask"]) == 0
+    other = model.codes + 100.0 * ~known[..., None]  # codes that are not known have no influence
+    hidden = [
+        model.ask("backbone", None, codes, model.cond, known) for codes in (model.codes, other)
+    ]
+    np.testing.assert_array_equal(*map(jax.device_get, hidden))
