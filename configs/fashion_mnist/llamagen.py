@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.tokenizer_checkpoint = ""
     config.tokenizer = dict(
         name="vq",
-        codebook_size=256,
+        codebook_size=1024,
         l2_norm=True,
         autoencoder=dict(
             image_size=28,
@@ -48,23 +48,21 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.schedule = dict(name="raster", grid=7)
     config.backbone = dict(
         name="decoder",
-        width=192,
-        depth=6,
-        heads=6,
+        width=160,
+        depth=5,
+        heads=5,
         num_classes=10,
         context="codes",
-        vocab_size=256,
+        vocab_size=1024,
         positions="rope",
         norm="rmsnorm",
         norm_epsilon=1e-5,
         activation="silu",
         gated=True,
-        mlp_hidden=512,
+        mlp_hidden=424,
         init_std=0.02,
-        residual_dropout=0.05,
-        mlp_dropout=0.05,
     )
-    config.head = dict(name="categorical", vocab_size=256, bias=False, init_std=0.0)
+    config.head = dict(name="categorical", vocab_size=1024, bias=False, init_std=0.0)
     config.objective = dict(name="likelihood", label_dropout=0.1)
     config.sampling = dict(
         temperature=1.0,
@@ -74,8 +72,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         guidance=dict(scale=2.0, kind="constant"),
     )
     config.train = dict(
-        steps=6_000,
-        batch_size=64,
+        steps=5_000,
+        batch_size=32,
         log_every=50,
         eval_every=1_000,
         preview_every=1_000,
@@ -96,14 +94,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.ema = dict(decay=0.999)
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     if arg == "demo":
-        config.backbone.update(
-            width=128, depth=4, heads=4, mlp_hidden=344, residual_dropout=0.0, mlp_dropout=0.0
-        )
+        config.tokenizer.codebook_size = config.head.vocab_size = config.backbone.vocab_size = 256
+        config.backbone.update(width=128, depth=4, heads=4, mlp_hidden=344)
         config.sampling.update(top_p=0.95)
         config.sampling.guidance.scale = 4.0
-        config.train.update(
-            steps=1_500, batch_size=32, eval_every=500, preview_every=500, checkpoint_every=500
-        )
+        config.train.update(steps=1_500, eval_every=500, preview_every=500, checkpoint_every=500)
         config.ema.decay = 0.99
     elif arg == "smoke":
         config.tokenizer.autoencoder.update(channels=16, encoder_blocks=1, decoder_blocks=1)

@@ -25,8 +25,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     config.tokenizer = dict(
         name="multiscale_vq",
-        scales=(1, 2, 4, 7),
-        codebook_size=256,
+        scales=(1, 2, 4, 7, 7),  # the last grid twice: its second visit codes what the first left
+        codebook_size=1024,
         phis=4,
         autoencoder=dict(
             image_size=28,
@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         name="tokenizer", l2=1.0, codebook=1.0, commitment=0.25, restart_below=0.05
     )
     config.train = dict(
-        steps=10_000,
+        steps=5_000,
         batch_size=64,
         log_every=50,
         eval_every=1_000,
@@ -70,13 +70,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.ema = dict(decay=0.999)
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     if arg == "demo":
+        config.tokenizer.update(scales=(1, 2, 4, 7), codebook_size=256)
         config.train.update(
             steps=1_000, batch_size=32, eval_every=500, preview_every=500, checkpoint_every=500
         )
         config.ema.decay = 0.99
     elif arg == "smoke":
         config.tokenizer.autoencoder.update(channels=16, encoder_blocks=1, decoder_blocks=1)
-        config.tokenizer.codebook_size = 32
+        config.tokenizer.update(scales=(1, 2, 4, 7), codebook_size=32)
         config.train.update(
             steps=4,
             batch_size=8,

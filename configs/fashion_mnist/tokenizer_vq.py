@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     config.tokenizer = dict(
         name="vq",
-        codebook_size=256,
+        codebook_size=1024,
         l2_norm=True,
         autoencoder=dict(
             image_size=28,
@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         name="tokenizer", l2=1.0, codebook=1.0, commitment=0.25, restart_below=0.05
     )
     config.train = dict(
-        steps=10_000,
+        steps=6_000,
         batch_size=64,
         log_every=50,
         eval_every=1_000,
@@ -69,6 +69,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.ema = dict(decay=0.999)
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     if arg == "demo":
+        config.tokenizer.codebook_size = 256
         config.train.update(
             steps=1_000, batch_size=32, eval_every=500, preview_every=500, checkpoint_every=500
         )

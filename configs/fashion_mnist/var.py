@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The configuration of mode ``arg``."""
     if arg not in MODES:
         raise ValueError(f"argument {arg!r} of var.py is none of {MODES}")
-    scales = (1, 2, 4, 7)
+    scales = (1, 2, 4, 7) if arg else (1, 2, 4, 7, 7)
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.dtype = "float32"
@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.tokenizer = dict(
         name="multiscale_vq",
         scales=scales,
-        codebook_size=256,
+        codebook_size=1024,
         phis=4,
         autoencoder=dict(
             image_size=28,
@@ -50,9 +50,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.schedule = dict(name="next_scale", scales=scales)
     config.backbone = dict(
         name="decoder",
-        width=192,
-        depth=6,
-        heads=6,
+        width=128,
+        depth=4,
+        heads=4,
         num_classes=10,
         context="features",
         feature_width=8,
@@ -64,11 +64,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         attention_bias="qv",
         activation="relu",  # a tanh-GELU costs a CPU more than the products around it
         mlp_bias=True,
-        drop_path=0.05,
         depth_scaled_init=True,
         gate_init=0.1,
     )
-    config.head = dict(name="categorical", vocab_size=256, bias=True, init_std=0.01)
+    config.head = dict(name="categorical", vocab_size=1024, bias=True, init_std=0.01)
     config.objective = dict(name="likelihood", label_dropout=0.1)
     config.sampling = dict(
         temperature=1.0,
@@ -78,8 +77,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         guidance=dict(scale=3.0, kind="linear"),
     )
     config.train = dict(
-        steps=6_000,
-        batch_size=64,
+        steps=4_000,
+        batch_size=32,
         log_every=50,
         eval_every=1_000,
         preview_every=1_000,
@@ -100,10 +99,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.ema = dict(decay=0.999)
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     if arg == "demo":
-        config.backbone.update(width=128, depth=4, heads=4, drop_path=0.0)
-        config.train.update(
-            steps=1_000, batch_size=32, eval_every=500, preview_every=500, checkpoint_every=500
-        )
+        config.tokenizer.codebook_size = config.head.vocab_size = 256
+        config.train.update(steps=1_000, eval_every=500, preview_every=500, checkpoint_every=500)
         config.ema.decay = 0.99
     elif arg == "smoke":
         config.tokenizer.autoencoder.update(channels=16, encoder_blocks=1, decoder_blocks=1)
