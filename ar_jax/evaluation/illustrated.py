@@ -154,9 +154,10 @@ def model_section(weights: str, params: Params, tokenizer: AnyTokenizer) -> dict
         for name, tree in whole.items()
     }
     grids = " + ".join(scale_names(tokenizer.grids))
-    kind = f"of {tokenizer.codebook_size:,} entries"
     if tokenizer.codebook_size is None:
         kind = f"of {tokenizer.codes_shape[1]:,} numbers each"
+    else:
+        kind = f"of {tokenizer.codebook_size:,} entries"
     metrics["codes_per_image"] = metric(codes, f"{grids}, {kind}")
     return {"title": "Model", "about": f"{weights}.", "metrics": metrics}
 

@@ -60,7 +60,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         attention_dropout=0.0,
         dropout=0.05,
     )
-    config.head = dict(name="diffusion", code_width=4, width=256, depth=3, sampling_steps="50")
+    config.head = dict(name="diffusion", code_width=4, width=256, depth=3, sampling_steps="ddim50")
     config.objective = dict(name="masked", label_dropout=0.1, rate_min=0.7, repeats=2)
     config.sampling = dict(temperature=1.0, guidance=dict(scale=2.0, kind="linear_known"))
     config.train = dict(
@@ -97,7 +97,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             activation="silu",
             dropout=0.0,
         )
-        config.head.update(width=128, depth=2, sampling_steps="25")
+        config.head.update(width=128, depth=2, sampling_steps="ddim25")
         config.objective.repeats = 1
         config.sampling.guidance.scale = 3.0
         config.train.update(
@@ -110,7 +110,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.backbone.update(
             width=32, depth=2, heads=2, decoder_width=32, decoder_depth=2, decoder_heads=2, buffer=2
         )
-        config.head.update(width=32, depth=1, sampling_steps="4")
+        config.head.update(width=32, depth=1, sampling_steps="ddim4")
         config.train.update(
             steps=4,
             batch_size=8,
