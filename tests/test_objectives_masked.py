@@ -1,0 +1,136 @@
+"""The masked objective and its backbone: what is hidden has no influence, draws have their law."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from ar_jax.objectives.masked import Masked, hide
+from tests.modules import apply
+from tests.objective_calls import close, gradient_of, loss_of, replicated, sharded
+from tests.quick_compilation import quick_compilation  # noqa: F401
+from tests.toy_masked import CLASSES, masked_system
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+BATCH, LENGTH = 16, 16
+RNG = np.random.default_rng(1)
+SYSTEM, PARAMS = masked_system()
+BACKBONE, WEIGHTS = SYSTEM.backbone, PARAMS["backbone"]
+TRAINED = {name: PARAMS[name] for name in ("backbone", "head")}
+FROZEN = {"tokenizer": PARAMS["tokenizer"]}
+COND = {"label": jnp.arange(BATCH, dtype=jnp.int32) % CLASSES}
+CODES = jnp.asarray(RNG.standard_normal((BATCH, LENGTH, 2)), jnp.float32)
+ORDER = jnp.asarray(np.stack([RNG.permutation(LENGTH) for _ in range(BATCH)]), jnp.int32)
+SEEN = 4
+
+
+@pytest.fixture(scope="module")
+def hidden() -> Any:
+    known = jnp.argsort(ORDER, axis=1) >= LENGTH - SEEN
+    return apply(BACKBONE, WEIGHTS, CODES, COND, known)
+
+
+def test_hiding_equals_leaving_out(hidden):
+    """Attention masks over all rows, against an encoder that is given the known rows alone."""
+    positions = ORDER[:, LENGTH - SEEN :]
+    rows = jnp.take_along_axis(CODES, positions[..., None], axis=1)
+
+    def alone(module: Any, codes: Any, cond: Any, positions: Any) -> Any:
+        return module.decode(module.encode(codes, cond, None, positions), None, positions)
+
+    out = apply(BACKBONE, WEIGHTS, rows, COND, positions, method=alone)
+    np.testing.assert_allclose(out, hidden, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [SEEN, SEEN + 3, LENGTH])
+def test_revealing_part_of_an_order_equals_hiding_the_rest(hidden, most):
+    def reveal(module: Any, codes: Any, cond: Any, order: Any) -> Any:
+        return module.reveal(codes, cond, order, jnp.int32(SEEN), most=most)
+
+    out = apply(BACKBONE, WEIGHTS, CODES, COND, ORDER, method=reveal)
+    np.testing.assert_allclose(out, hidden, rtol=1e-4, atol=1e-5)
+
+
+def test_every_known_code_has_influence(hidden):
+    other = CODES.at[:, 0].add(1.0)
+    known = jnp.argsort(ORDER, axis=1) >= LENGTH - SEEN
+    moved = np.abs(np.asarray(apply(BACKBONE, WEIGHTS, other, COND, known) - hidden)).max((1, 2))
+    np.testing.assert_array_equal(moved > 0, np.asarray(known[:, 0]))
+    assert known[:, 0].any() and not known[:, 0].all()
+
+
+def test_draws():
+    objective = Masked(system=SYSTEM, repeats=2)
+    draws = jax.jit(jax.vmap(lambda key: objective.draw(key, (3, LENGTH, 2))))(
+        jax.random.split(jax.random.key(0), 2000)
+    )
+    rate = np.asarray(draws.rate)  # one of a batch
+    law = stats.truncnorm(-1.2, 0.0, loc=1.0, scale=0.25)
+    assert rate.shape == (2000,) and stats.kstest(rate, law.cdf).pvalue > 1e-3
+    np.testing.assert_array_equal(np.sort(draws.order[:50], -1), np.tile(np.arange(16), (50, 3, 1)))
+    assert draws.times.shape == (2000, 3, 2, LENGTH) and draws.noise.shape == (2000, 3, 2, 16, 2)
+    assert draws.times.min() == 0 and draws.times.max() == SYSTEM.head.steps - 1
+    masked = jax.vmap(hide)(draws.order, draws.rate)
+    counts = np.ceil(LENGTH * rate)
+    np.testing.assert_array_equal(masked.sum(-1), np.tile(counts[:, None], 3))
+
+
+def batch(**more: Any) -> dict[str, jax.Array]:
+    encoding = jnp.concatenate([CODES, jnp.full_like(CODES, -3.0)], axis=-1)
+    return {"codes": encoding, **COND, **more}
+
+
+def test_codes_are_drawn_from_their_moments():
+    """Anew at every visit: scale * (mean + std * noise)."""
+    objective = Masked(system=SYSTEM)
+    draw = jax.jit(jax.vmap(lambda key: objective._codes(FROZEN, batch(), key)))
+    codes = np.asarray(draw(jax.random.split(jax.random.key(4), 2000)))
+    np.testing.assert_allclose(codes.mean(0), 0.5 * CODES, atol=0.02)
+    np.testing.assert_allclose(codes.std(0), 0.5 * np.exp(-1.5), rtol=0.12)
+
+
+def test_padding_rows_do_not_count():
+    objective = Masked(system=SYSTEM)
+    mask = jnp.ones(BATCH).at[10:].set(0.0)
+    loss, aux = loss_of(objective, TRAINED, {}, FROZEN, batch(mask=mask))
+    spoiled = batch(mask=mask)
+    spoiled["codes"] = spoiled["codes"].at[10:].add(7.0)
+    other, _ = loss_of(objective, TRAINED, {}, FROZEN, spoiled)
+    np.testing.assert_allclose(other, loss, rtol=1e-6)
+    np.testing.assert_allclose(
+        aux.metrics["noise_error"] + aux.metrics["bound_bits"], loss, rtol=1e-6
+    )
+    whole, _ = loss_of(objective, TRAINED, {}, FROZEN, batch())
+    assert float(whole) != float(loss)
+
+
+def test_dropped_labels_are_null():
+    """All dropped in training: no class matters, and nothing flows into the table of classes."""
+    objective = Masked(system=SYSTEM, label_dropout=1.0)
+    gradient, _ = gradient_of(objective, TRAINED, {}, FROZEN, batch())
+    condition = gradient["backbone"]["condition"]
+    np.testing.assert_array_equal(condition["class_embed"]["embedding"], 0.0)
+    assert np.abs(condition["null_embed"]).max() > 0
+    gradient, _ = gradient_of(
+        Masked(system=SYSTEM, label_dropout=0.0), TRAINED, {}, FROZEN, batch()
+    )
+    np.testing.assert_array_equal(gradient["backbone"]["condition"]["null_embed"], 0.0)
+
+
+def test_eight_devices_train_as_one():
+    objective = Masked(system=SYSTEM, repeats=2)
+    one, _ = gradient_of(objective, TRAINED, {}, FROZEN, batch())
+    eight, _ = gradient_of(objective, replicated(TRAINED), {}, replicated(FROZEN), sharded(batch()))
+    close(eight, one, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"rate_min": 1.0}, {"rate_std": 0.0}, {"repeats": 0}])
+def test_bad_fields_are_errors(fields):
+    with pytest.raises(ValueError, match=f"objective.*{next(iter(fields))}"):
+        Masked(system=SYSTEM, **fields)
