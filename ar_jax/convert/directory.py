@@ -48,7 +48,7 @@ def write_directory(converted: Converted, out: str | Path) -> None:
     try:
         if converted.kind == GENERATOR:
             save_tree(partial / TOKENIZER / PARAMS, params.pop(TOKENIZER))
-        checkpoints = Checkpoints(partial, keep=1)
+        checkpoints = Checkpoints(partial, keep=1, copies=False)
         checkpoints.save(STEP, {PARAMS: params})
         checkpoints.close()
         record_run(ml_collections.ConfigDict(converted.config), partial)

@@ -38,8 +38,12 @@ class Checkpoints:
         directory: ``workdir/checkpoints``.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, keep: int) -> None:
+    def __init__(self, workdir: epath.PathLike, *, keep: int, copies: bool = True) -> None:
         """Opens or makes the directory; the newest ``keep`` checkpoints are kept.
+
+        Args:
+            copies: False writes numpy arrays from where they lie, which saves a copy of each; they
+                must not change before `wait`.
 
         Raises:
             ValueError: keep < 1.
@@ -53,6 +57,7 @@ class Checkpoints:
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,  # left by a process that was killed while saving
+            context=ocp.Context() if copies else _without_copies(),
         )
         self._saving: ocp.AsyncResponse[bool] | None = None
 
@@ -191,7 +196,8 @@ def save_tree(path: epath.PathLike, tree: Any, metadata: dict[str, Any] | None =
     target = epath.Path(path).absolute()
     if target.exists():
         raise ValueError(f"{path} exists already; it is not overwritten")
-    ocp.save(target, tree, custom_metadata=metadata)
+    with _without_copies():  # nothing changes the arrays meanwhile
+        ocp.save(target, tree, custom_metadata=metadata)
 
 
 def load_tree(
@@ -266,6 +272,12 @@ def _load(path: epath.Path, part: str | None, abstract: Any, sharding: Any) -> A
     else:
         _check_entries(path, part, abstract)
     return ocp.load(path, abstract, **named)
+
+
+def _without_copies() -> ocp.Context:
+    context = ocp.Context()
+    context.memory.deepcopy_host_arrays = False
+    return context
 
 
 def _restore_data(folder: epath.Path, data: Any) -> bool:
