@@ -37,7 +37,7 @@ def masked_config(**changes: Any) -> dict[str, Any]:
                 groups=2,
             ),
         ),
-        schedule=dict(name="masked", grid=4, iterations=5),
+        schedule=dict(name="masked", grid=4, iterations=3),
         backbone=dict(
             name="encoder_decoder",
             code_width=2,

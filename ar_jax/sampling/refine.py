@@ -125,9 +125,9 @@ def decode_codes(system: System, tokenizer: Params, codes: Array, known: Array |
     return system.tokenizer.apply({"params": tokenizer}, codes, known, method="decode")
 
 
-def groups(schedule: Schedule, limit: int = MAX_GROUPS) -> tuple[tuple[int, int], ...]:
+def groups(schedule: Schedule) -> tuple[tuple[int, int], ...]:
     """Ranges (first, end) of iterations that share a program, as even as can be."""
-    edges = np.linspace(0, schedule.num_steps, min(limit, schedule.num_steps) + 1).round()
+    edges = np.linspace(0, schedule.num_steps, min(MAX_GROUPS, schedule.num_steps) + 1).round()
     return tuple((int(a), int(b)) for a, b in itertools.pairwise(edges))
 
 

@@ -1,0 +1,180 @@
+"""The refinement sampler: noise, batches, devices, padding, and the law of what it draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ar_jax import schedules
+from ar_jax.api import System
+from ar_jax.build import create_sampler
+from ar_jax.sampling import refine
+from ar_jax.sampling.filters import Knobs
+from ar_jax.sampling.guidance import Guidance
+from ar_jax.sampling.loop import image_keys
+from ar_jax.sampling.refine import RefineNoise, RefineSampler, draw_codes, draw_noise, groups
+from tests.objective_calls import replicated, sharded
+from tests.quick_compilation import quick_compilation  # noqa: F401
+from tests.toy_masked import CLASSES, masked_system
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+GUIDANCE = Guidance(scale=2.0, kind="linear_known")
+LABELS = jnp.asarray([0, 1, 2, 0, 1, 2, 0, 1], jnp.int32)
+KEYS = image_keys(0, 0, len(LABELS))
+
+
+@pytest.fixture(scope="module")
+def sampler(quick_compilation) -> RefineSampler:  # noqa: F811
+    made = create_sampler(*masked_system())
+    assert isinstance(made, RefineSampler)
+    return made
+
+
+@pytest.fixture(scope="module")
+def drawn(sampler) -> Any:
+    return sampler({"label": LABELS}, KEYS, guidance=GUIDANCE)
+
+
+def test_keys_and_their_noise_draw_the_same(sampler, drawn):
+    with jax.debug_key_reuse(True):
+        noise = jax.jit(draw_noise, static_argnums=0)(sampler.system, KEYS)
+    again = sampler({"label": LABELS}, KEYS[::-1], guidance=GUIDANCE, noise=noise)
+    np.testing.assert_array_equal(again.order, drawn.order)
+    np.testing.assert_allclose(again.codes, drawn.codes, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(np.sort(drawn.order, axis=1), [np.arange(16)] * len(LABELS))
+    assert len(np.unique(drawn.order, axis=0)) == len(LABELS)
+    for part in (noise.start, noise.steps):
+        assert len(np.unique(part)) == part.size
+        assert abs(float(part.mean())) < 0.2 and abs(float(part.std()) - 1) < 0.2
+
+
+def test_an_image_depends_on_its_own_key_and_label(sampler, drawn):
+    turned = [3, 6, 1, 0, 2, 5, 4, 7]  # with label changes elsewhere
+    labels = LABELS[jnp.asarray(turned)].at[0].set(2)
+    other = sampler({"label": labels}, KEYS[jnp.asarray(turned)], guidance=GUIDANCE)
+    expected = np.asarray(drawn.codes)[turned]
+    np.testing.assert_allclose(other.codes[1:], expected[1:], rtol=1e-4, atol=1e-5)
+    assert np.abs(np.asarray(other.codes[0]) - expected[0]).max() > 1e-3
+
+
+def test_eight_devices_draw_as_one(sampler, drawn):
+    spread = dataclasses.replace(sampler, params=replicated(sampler.params))
+    other = spread({"label": sharded(LABELS)}, sharded(KEYS), guidance=GUIDANCE)
+    assert len(other.codes.sharding.device_set) == 8
+    np.testing.assert_array_equal(other.order, drawn.order)
+    np.testing.assert_allclose(other.codes, drawn.codes, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_changes_nothing(sampler, drawn, monkeypatch):
+    """Two padded groups of iterations against one group for each."""
+    schedule = sampler.system.schedule
+    assert groups(schedule) == ((0, 1), (1, 2), (2, 3))
+    monkeypatch.setattr(refine, "MAX_GROUPS", 2)
+    assert groups(schedule) == ((0, 2), (2, 3))
+    assert schedule.sizes == (3, 5, 8)
+    monkeypatch.setattr(
+        refine, "draw_codes", jax.jit(draw_codes.__wrapped__, static_argnames=("system", "guided"))
+    )
+    other = sampler({"label": LABELS}, KEYS, guidance=GUIDANCE)
+    np.testing.assert_allclose(other.codes, drawn.codes, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_of_the_null_class_is_none(sampler, drawn):
+    null = {"label": jnp.full_like(LABELS, CLASSES)}
+    guided, plain = (sampler(null, KEYS, guidance=g) for g in (GUIDANCE, None))
+    np.testing.assert_allclose(guided.codes, plain.codes, rtol=1e-3, atol=1e-4)
+    assert np.abs(np.asarray(plain.codes - drawn.codes)).max() > 1e-3
+
+
+def test_images_are_those_of_the_codes(sampler, drawn):
+    assert drawn.images.shape == (len(LABELS), 8, 8, 1)
+    np.testing.assert_array_equal(sampler.decode(drawn.codes), drawn.images)
+    unknown = sampler.decode(drawn.codes, jnp.zeros((len(LABELS), 16), bool))
+    np.testing.assert_array_equal(unknown, sampler.decode(jnp.zeros_like(drawn.codes)))
+
+
+def test_what_does_not_fit_is_refused(sampler):
+    cond = {"label": LABELS}
+    with pytest.raises(ValueError, match="7 keys for 8 conditions"):
+        sampler(cond, KEYS[:7])
+    with pytest.raises(ValueError, match=r"sampling\.top_k is 5, which means nothing"):
+        sampler(cond, KEYS, knobs=Knobs(top_k=5))
+    noise = RefineNoise(jnp.zeros((8, 16), int), jnp.zeros((8, 16, 2)), jnp.zeros((3, 8, 16, 2)))
+    with pytest.raises(ValueError, match=r"they must be .*\(4, 8, 16, 2\)"):
+        sampler(cond, KEYS, noise=noise)
+
+
+# A law whose conditionals are known: unit normals that all correlate by CORRELATION.
+CORRELATION, LENGTH, COUNT = 0.6, 10, 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchangeable:
+    """A backbone whose hidden states are mean and deviation of a code given those it knows."""
+
+    looks_away: bool  # it counts the rows that are no codes yet: a broken backbone
+    hidden_width = 2
+    conditioner = types.SimpleNamespace(null=lambda cond: cond)
+
+    def apply(self, variables: Any, x: Any, *rest: Any, method: str) -> Any:
+        if method == "encode":
+            _, known, _ = rest
+            if known is None or self.looks_away:
+                known = jnp.ones(x.shape[:2], bool)
+            total = jnp.where(known[..., None], x, 0.0).sum(1)  # [B, 1]
+            return jnp.concatenate([total, known.sum(1, keepdims=True)], axis=1)
+        total, count = x[:, :1], x[:, 1:]
+        below = 1 + (count - 1) * CORRELATION
+        mean = CORRELATION * total / below
+        std = jnp.sqrt(1 - count * CORRELATION**2 / below)
+        hidden = jnp.concatenate([mean, std], axis=1)[:, None]
+        return jnp.broadcast_to(hidden, (len(x), LENGTH, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal:
+    """A head that draws from the mean and deviation it is given."""
+
+    code_width = 1
+    sampling = types.SimpleNamespace(timesteps=(0,))
+
+    def draw(self, params: Any, hidden: Any, start: Any, noise: Any, **knobs: Any) -> Any:
+        return hidden[:, :1] + hidden[:, 1:] * start
+
+
+def covariance(looks_away: bool) -> np.ndarray:
+    """Of codes that are drawn one by one, in groups that are padded."""
+    schedule = schedules.masked(grid=(1, LENGTH), iterations=LENGTH)
+    assert max(end - first for first, end in groups(schedule)) > 1
+    backbone = Exchangeable(looks_away)
+    system = System(tokenizer=None, schedule=schedule, backbone=backbone, head=Normal())
+    cond = {"label": jnp.zeros(COUNT, jnp.int32)}
+    codes, _ = draw_codes(
+        system,
+        {"backbone": {}, "head": {}},
+        cond,
+        image_keys(3, 0, COUNT),
+        jnp.float32(1.0),
+        jnp.ones(LENGTH),
+        None,
+        guided=False,
+    )
+    return np.cov(np.asarray(codes)[..., 0].T)
+
+
+EXPECTED = np.where(np.eye(LENGTH, dtype=bool), 1.0, CORRELATION)
+
+
+def test_what_is_drawn_has_the_joint_law():
+    np.testing.assert_allclose(covariance(looks_away=False), EXPECTED, atol=0.04)
+
+
+def test_a_broken_backbone_is_found():
+    assert np.abs(covariance(looks_away=True) - EXPECTED).max() > 0.04
