@@ -87,7 +87,9 @@ def test_files_to_a_directory_that_samples_and_back(case, tmp_path):
     for name, path in files.items():
         weight_file.write(path, case.state_dict(name))
     image_size = case["gen_pow_image"].shape[-1]
-    converted = convert_files(rar, *files.values(), {"image_size": image_size})
+    converted = convert_files(
+        rar, files["tokenizer"], files["generator"], {"image_size": image_size}
+    )
     write_directory(converted, tmp_path / "ours")
     config, system, params = load_system(tmp_path / "ours")
     settings = case.spec["sampling"]

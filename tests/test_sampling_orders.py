@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -104,4 +105,4 @@ def test_wrong_orders_are_refused(sampler, order):
 def test_other_positions_know_no_order():
     sampler = CachedSampler.create(*toy_system("raster", backbone=dict(depth=1)))
     with pytest.raises(ValueError, match="positions='rope'.*target_aware"):
-        sampler(toy_labels(1), image_keys(0, 0, 1), order=np.arange(16)[None])
+        sampler(toy_labels(1), image_keys(0, 0, 1), order=jnp.arange(16)[None])

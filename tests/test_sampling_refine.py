@@ -79,9 +79,9 @@ def test_padding_changes_nothing(sampler, drawn, monkeypatch):
     monkeypatch.setattr(refine, "MAX_GROUPS", 2)
     assert groups(schedule) == ((0, 2), (2, 3))
     assert schedule.sizes == (3, 5, 8)
-    monkeypatch.setattr(
-        refine, "draw_codes", jax.jit(draw_codes.__wrapped__, static_argnames=("system", "guided"))
-    )
+    program: Any = draw_codes
+    fresh = jax.jit(program.__wrapped__, static_argnames=("system", "guided"))
+    monkeypatch.setattr(refine, "draw_codes", fresh)
     other = sampler({"label": LABELS}, KEYS, guidance=GUIDANCE)
     np.testing.assert_allclose(other.codes, drawn.codes, rtol=1e-4, atol=1e-5)
 

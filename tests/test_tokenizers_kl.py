@@ -76,7 +76,7 @@ def test_posterior():
 def test_objective(params):
     """Training decodes a sample, evaluation the mean; the terms add up."""
     config = masked_config() | {"objective": dict(name="kl_tokenizer", l1=0.5, l2=2.0, kl=0.1)}
-    objective = build_objective(config)
+    objective: Any = build_objective(config)
     batch = {"image": jnp.asarray(RNG.integers(0, 256, (3, 8, 8, 1)), jnp.uint8)}
     loss, aux = loss_of(objective, params, {}, {}, batch)
     m = aux.metrics
