@@ -33,7 +33,9 @@ KIND = flags.DEFINE_enum("guidance_kind", None, KINDS, "How guidance runs over t
 POWER = flags.DEFINE_float("guidance_power", None, "Exponent of power_cosine.")
 START = flags.DEFINE_integer("guidance_start", None, "First guided step.")
 STOP = flags.DEFINE_integer("guidance_stop", None, "First step after the guided ones; -1: none.")
-TEMPERATURE = flags.DEFINE_float("temperature", None, "Divides the logits; 0 is greedy.")
+TEMPERATURE = flags.DEFINE_float(
+    "temperature", None, "Divides logits (0: greedy), or scales a head's noise."
+)
 TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most probable codes; 0 keeps all.")
 TOP_P = flags.DEFINE_float("top_p", None, "Keep the most probable codes up to this mass.")
 MIN_P = flags.DEFINE_float("min_p", None, "Keep codes of this fraction of the likeliest one's.")

@@ -81,7 +81,7 @@ class CachedSampler:
             )
         if order is not None:
             order = check_order(order, batch_size, schedule.length)
-        scales = (guidance or Guidance()).scales(schedule.num_steps)
+        scales = (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
         knobs = (knobs or Knobs()).as_arrays()
         guided = bool(np.any(scales != 1.0))
         inputs = (self.system, self.params, cond, keys, knobs, jnp.asarray(scales), noise, order)
@@ -96,6 +96,23 @@ class CachedSampler:
         codes, features = draw_features(*inputs, guided=guided)
         images = decode_features(self.system, self.params["tokenizer"], features)
         return Samples(codes=codes, images=images)
+
+    def program(
+        self,
+        cond: Cond,
+        keys: Array,
+        *,
+        knobs: Knobs | None = None,
+        guidance: Guidance | None = None,
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """How to lower the program that draws codes, and its arguments: for benchmarks."""
+        schedule = self.system.schedule
+        scales = (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
+        knobs = (knobs or Knobs()).as_arrays()
+        arguments = (self.params, cond, keys, knobs, jnp.asarray(scales), None, None)
+        guided = bool(np.any(scales != 1.0))
+        lower = functools.partial(draw_codes.lower, self.system, *arguments, guided=guided)
+        return lower, arguments
 
     def decode(self, codes: Array, steps: int | None = None) -> Array:
         """Images [B, H, W, C] in [-1, 1] of what the first ``steps`` steps determine."""

@@ -91,18 +91,38 @@ class RefineSampler:
                     f"order, start and steps of the noise have the shapes {found}; they must be "
                     f"{(shape[:2], shape, steps)}"
                 )
-        scales = (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
-        codes, order = draw_codes(
-            self.system,
-            {name: self.params[name] for name in ("backbone", "head")},
-            cond,
-            keys,
-            knobs.as_arrays().temperature,
-            jnp.asarray(scales),
-            noise,
-            guided=bool(np.any(scales != 1.0)),
-        )
+        arguments, guided = self._arguments(cond, keys, knobs, guidance, noise)
+        codes, order = draw_codes(self.system, *arguments, guided=guided)
         return Samples(codes=codes, images=self.decode(codes), order=order)
+
+    def program(
+        self,
+        cond: Cond,
+        keys: Array,
+        *,
+        knobs: Knobs | None = None,
+        guidance: Guidance | None = None,
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """How to lower the program that draws codes, and its arguments: for benchmarks."""
+        arguments, guided = self._arguments(cond, keys, knobs or Knobs(), guidance, None)
+        lower = functools.partial(draw_codes.lower, self.system, *arguments, guided=guided)
+        return lower, arguments
+
+    def _arguments(
+        self,
+        cond: Cond,
+        keys: Array,
+        knobs: Knobs,
+        guidance: Guidance | None,
+        noise: RefineNoise | None,
+    ) -> tuple[tuple[Any, ...], bool]:
+        """What `draw_codes` takes after the system, and whether it is guided."""
+        schedule = self.system.schedule
+        scales = (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
+        params = {name: self.params[name] for name in ("backbone", "head")}
+        temperature = knobs.as_arrays().temperature
+        arguments = (params, cond, keys, temperature, jnp.asarray(scales), noise)
+        return arguments, bool(np.any(scales != 1.0))
 
     def decode(self, codes: Array, known: Array | None = None) -> Array:
         """Images [B, H, W, C] in [-1, 1] of codes [B, L, C], of which bool [B, L] are known."""

@@ -19,12 +19,12 @@ import ml_collections
 import numpy as np
 
 from ar_jax.api import Params
-from ar_jax.build import build_objective, build_sampling, trains_tokenizer
+from ar_jax.build import build_objective, build_sampling, create_sampler, trains_tokenizer
 from ar_jax.io.run_info import environment
 from ar_jax.objectives.likelihood import init_tokenizer
 from ar_jax.parallel.mesh import put_batch, use_mesh
 from ar_jax.parallel.rules import shardings
-from ar_jax.sampling.loop import CachedSampler, decode_codes, draw_codes, image_keys
+from ar_jax.sampling.loop import image_keys
 from ar_jax.tokenizers.tokenizer import to_float
 from ar_jax.train.fields import matmul_precision, read_settings
 from ar_jax.train.program import build_program
@@ -148,8 +148,11 @@ def measure_training(
     elif inputs == "codes":
         raise ValueError("--inputs='codes': a tokenizer trains on images")
     if inputs == "codes":
-        shape = (rows, tokens)
-        batch["codes"] = rng.integers(0, tokenizer.codebook_size, shape, dtype=np.int32)
+        shape = (rows, *tokenizer.encoding_shape)
+        if tokenizer.codebook_size is None:
+            batch["codes"] = rng.standard_normal(shape, dtype=np.float32)
+        else:
+            batch["codes"] = rng.integers(0, tokenizer.codebook_size, shape, dtype=np.int32)
     else:
         shape = (rows, *tokenizer.image_shape)
         batch["image"] = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -189,33 +192,14 @@ def measure_sampling(config: ml_collections.ConfigDict, clock: Clock, count: int
     objective: Any = build_objective(config)
     system = objective.system
     params = {"tokenizer": fresh_tokenizer(system), **jax.jit(objective.init)(jax.random.key(0))}
-    sampler = CachedSampler.create(system, params)
+    sampler = create_sampler(system, params)
     knobs, guidance = build_sampling(config)
-    scales = guidance.scales(system.schedule.num_steps)
-    dynamic = (
-        sampler.params,
-        system.backbone.conditioner.empty(count),
-        image_keys(0, 0, count),
-        knobs.as_arrays(),
-        jnp.asarray(scales),
-        None,
-    )
-    guided = bool(np.any(scales != 1.0))
-    tokens = system.schedule.length
-    drawn = clock.time(
-        lambda: draw_codes.lower(sampler.system, *dynamic, guided=guided),
-        lambda compiled: compiled(*dynamic),
-        count,
-        tokens,
-    )
-    codes = jnp.zeros((count, tokens), jnp.int32)
-    decoder = (sampler.params["tokenizer"], codes)
-    decoded = clock.time(
-        lambda: decode_codes.lower(sampler.system, *decoder, steps=None),
-        lambda compiled: compiled(*decoder),
-        count,
-        tokens,
-    )
+    schedule = system.schedule
+    cond, keys = system.backbone.conditioner.empty(count), image_keys(0, 0, count)
+    lower, arguments = sampler.program(cond, keys, knobs=knobs, guidance=guidance)
+    drawn = clock.time(lower, lambda compiled: compiled(*arguments), count, schedule.length)
+    guided = bool(np.any(guidance.scales(schedule.num_steps, schedule.known) != 1.0))
+    decoded = measure_decoding(system.tokenizer, params["tokenizer"], clock, count)
     return {"sample": {**drawn, "guided": guided}, "decode": decoded}
 
 
@@ -227,21 +211,35 @@ def measure_tokenizer(
     tokenizer, tokens = objective.tokenizer, objective.tokens_per_image
     params = jax.jit(objective.init)(jax.random.key(0))
     images = jnp.zeros((count, *tokenizer.image_shape), jnp.uint8)
-    codes = jnp.zeros((count, tokens), jnp.int32)
 
     @jax.jit
     def encode(params: Params, images: jax.Array) -> jax.Array:
         return tokenizer.apply({"params": params}, to_float(images), method="encode")
 
+    encoded = clock.time(
+        lambda: encode.lower(params, images),
+        lambda compiled: compiled(params, images),
+        count,
+        tokens,
+    )
+    return {"encode": encoded, "decode": measure_decoding(tokenizer, params, clock, count)}
+
+
+def measure_decoding(tokenizer: Any, params: Params, clock: Clock, count: int) -> dict[str, Any]:
+    """The decoder of a tokenizer, on ``count`` images' codes."""
+    kind = jnp.int32 if tokenizer.codebook_size is not None else jnp.float32
+    codes = jnp.zeros((count, *tokenizer.codes_shape), kind)
+
     @jax.jit
     def decode(params: Params, codes: jax.Array) -> jax.Array:
         return tokenizer.apply({"params": params}, codes, method="decode")
 
-    def measure(function: Any, argument: jax.Array) -> dict[str, Any]:
-        lower, call = function.lower, lambda compiled: compiled(params, argument)
-        return clock.time(lambda: lower(params, argument), call, count, tokens)
-
-    return {"encode": measure(encode, images), "decode": measure(decode, codes)}
+    return clock.time(
+        lambda: decode.lower(params, codes),
+        lambda compiled: compiled(params, codes),
+        count,
+        tokenizer.codes_shape[0],
+    )
 
 
 def fresh_tokenizer(system: Any) -> Params:
