@@ -1,4 +1,4 @@
-"""Multi-scale residual VQ tokenizer (VAR's) on Fashion-MNIST: 70 codes of 256 for an image.
+"""Multi-scale residual VQ tokenizer (VAR's) on Fashion-MNIST: 119 codes of 1,024 for an image.
 
     python experiments/train.py --config=configs/fashion_mnist/tokenizer_multiscale.py \
         --workdir=runs/tokenizer_multiscale

@@ -1,4 +1,4 @@
-"""VQ tokenizer (LlamaGen's) on Fashion-MNIST: 7 x 7 unit-norm codes of 256 for an image.
+"""VQ tokenizer (LlamaGen's) on Fashion-MNIST: 7 x 7 unit-norm codes of 1,024 for an image.
 
     python experiments/train.py --config=configs/fashion_mnist/tokenizer_vq.py \
         --workdir=runs/tokenizer_vq
