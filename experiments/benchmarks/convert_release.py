@@ -1,7 +1,7 @@
 """Converts files of a release's real shapes, with random numbers, and samples from the result.
 
     python experiments/benchmarks/convert_release.py --family=var \
-        --config=configs/imagenet256/var.py:d16 --folder=/tmp/var_d16 --out=var_d16.json
+        --config=configs/imagenet256/var.py:d16 --folder=runs/var_d16 --out=var_d16.json
 
 Writes the official files of the configuration's model, then runs experiments/convert.py on them and
 experiments/sample.py on what that makes, each in a process of its own, whose wall time and peak
