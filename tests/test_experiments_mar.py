@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +15,6 @@ from ar_jax.evaluation.coding import encode_images
 from ar_jax.evaluation.load import load_system, load_tokenizer
 from ar_jax.evaluation.run import evaluate_workdir
 from ar_jax.evaluation.samples import sample_workdir
-from ar_jax.train.benchmark import benchmark
 from ar_jax.train.preview import build_preview
 from ar_jax.train.run import check_codes, train_and_evaluate
 from tests.quick_compilation import quick_compilation  # noqa: F401
@@ -75,8 +73,6 @@ def test_moments_are_cached(runs):
 
 
 def test_eight_devices_train_as_one(runs):
-    expected = losses_on_one_device(runs["tokenizer_config"], {})
-    np.testing.assert_allclose(losses(runs["tokenizer"]), expected, rtol=2e-5)
     frozen = {"tokenizer": load_tokenizer(runs["tokenizer"])[2]}
     expected = losses_on_one_device(runs["generator_config"], frozen)
     np.testing.assert_allclose(losses(runs["generator"]), expected, rtol=5e-5)
@@ -126,12 +122,6 @@ def test_reports(runs, tmp_path):
         runs["tokenizer"], tmp_path / "tokenizer", num_images=50, batch_size=BATCH
     )
     assert list(report) == ["model", "reconstruction", "bound", "training"]
-
-
-def test_benchmark():
-    result = benchmark(smoke_config("mar"), steps=1, warmup=0, sample_batch_size=2, inputs="codes")
-    assert result["sample"]["batch_size"] == 2 and result["train"]["inputs"] == "codes"
-    assert len(jax.devices()) == 8
 
 
 def test_a_trained_system_is_loaded(runs):

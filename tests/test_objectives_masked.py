@@ -106,8 +106,8 @@ def test_padding_rows_do_not_count():
     np.testing.assert_allclose(
         aux.metrics["noise_error"] + aux.metrics["bound_bits"], loss, rtol=1e-6
     )
-    whole, _ = loss_of(objective, TRAINED, {}, FROZEN, batch())
-    assert float(whole) != float(loss)
+    fewer, _ = loss_of(objective, TRAINED, {}, FROZEN, batch(mask=mask.at[:5].set(0.0)))
+    assert float(fewer) != float(loss)
 
 
 def test_dropped_labels_are_null():
@@ -117,10 +117,6 @@ def test_dropped_labels_are_null():
     condition = gradient["backbone"]["condition"]
     np.testing.assert_array_equal(condition["class_embed"]["embedding"], 0.0)
     assert np.abs(condition["null_embed"]).max() > 0
-    gradient, _ = gradient_of(
-        Masked(system=SYSTEM, label_dropout=0.0), TRAINED, {}, FROZEN, batch()
-    )
-    np.testing.assert_array_equal(gradient["backbone"]["condition"]["null_embed"], 0.0)
 
 
 def test_eight_devices_train_as_one():

@@ -86,6 +86,12 @@ def test_padding_changes_nothing(sampler, drawn, monkeypatch):
     np.testing.assert_allclose(other.codes, drawn.codes, rtol=1e-4, atol=1e-5)
 
 
+def test_the_program_is_given_to_benchmarks(sampler):
+    lower, arguments = sampler.program({"label": LABELS}, KEYS, guidance=GUIDANCE)
+    shapes = jax.tree.map(lambda leaf: leaf.shape, lower().out_info)
+    assert shapes == ((8, 16, 2), (8, 16)) and len(arguments) == 6
+
+
 def test_guidance_of_the_null_class_is_none(sampler, drawn):
     null = {"label": jnp.full_like(LABELS, CLASSES)}
     guided, plain = (sampler(null, KEYS, guidance=g) for g in (GUIDANCE, None))
