@@ -54,6 +54,8 @@ def write_files(family: str, folder: Path) -> tuple[Path, Path]:
 
 
 def convert(family: str, files: tuple[Path, Path | None], **changes: Any) -> Converted:
-    """The files with the case's options."""
+    """The files with the case's options; a tokenizer alone has no heads to speak of."""
     options = {**OPTIONS[family], **changes}
+    if files[1] is None:
+        options.pop("heads", None)
     return convert_files(choose(family), *files, options)
