@@ -5,9 +5,11 @@
         --out=some.png
     python experiments/sample.py --checkpoint=runs/var --num_images=50000 --batch_size=250 \
         --out=grid.png --npz=samples.npz
+    python experiments/sample.py --checkpoint=runs/t2i --captions=captions.npz --out=some.png
 
 The workdir is all that is needed: it keeps the configuration, whose `sampling` section gives what
 no flag sets, and the tokenizer. Images are a function of (--seed, position, label).
+Captions come as the features of a text encoder, see ar_jax/evaluation/captions.py.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ NPZ = flags.DEFINE_string("npz", None, "Also write all images and labels there."
 STRIP = flags.DEFINE_bool("strip", False, "Also write images as they form, OUT_strip.png.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 LABELS = flags.DEFINE_list("labels", None, "Classes to draw from, as 207,388; default all.")
+CAPTIONS = flags.DEFINE_string(
+    "captions", None, "For a generator of captions: npz of their features, an image of each."
+)
 PER_CLASS = flags.DEFINE_integer("per_class", None, "Images of each class, one row a class.")
 NUM_IMAGES = flags.DEFINE_integer("num_images", None, "Or: all images, the classes in turn.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 is none.")
@@ -58,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
         labels=None if labels is None else [int(label) for label in labels],
         per_class=PER_CLASS.value,
         num_images=NUM_IMAGES.value,
+        captions=CAPTIONS.value,
         sampling={
             "temperature": TEMPERATURE.value,
             "top_k": TOP_K.value,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.build import AnySampler, build_sampling, create_sampler
+from ar_jax.evaluation.captions import read_captions
 from ar_jax.evaluation.coding import decode_known, decode_stages
 from ar_jax.evaluation.grids import formation_strip, save_tiles, upscale
 from ar_jax.evaluation.load import load_system
@@ -30,7 +31,7 @@ class Generated(NamedTuple):
     """N generated images."""
 
     images: np.ndarray  # uint8 [N, H, W, C]
-    labels: np.ndarray  # int32 [N], the classes that were asked for
+    labels: np.ndarray  # int32 [N], the classes that were asked for, or the captions' numbers
     codes: np.ndarray  # int32 [N, L], or float32 [N, L, C]
     order: np.ndarray | None = (
         None  # int32 [N, L], the positions as they were drawn, if not in order
@@ -139,22 +140,53 @@ def generate(
     """
     check_class_conditional(sampler.system)
     labels = check_classes(labels, sampler.system.backbone.num_classes)
+    return generate_from(
+        sampler,
+        {"label": labels},
+        seed=seed,
+        first=first,
+        batch_size=batch_size,
+        knobs=knobs,
+        guidance=guidance,
+        progress=progress,
+    )
+
+
+def generate_from(
+    sampler: AnySampler,
+    cond: Mapping[str, np.ndarray],
+    *,
+    seed: int = 0,
+    first: int = 0,
+    batch_size: int = 100,
+    knobs: Knobs | None = None,
+    guidance: Guidance | None = None,
+    progress: bool = False,
+) -> Generated:
+    """`generate` for any condition, each of whose arrays has N rows.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+    count = len(next(iter(cond.values())))
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
-    batch_size = min(batch_size, len(labels))
+    batch_size = min(batch_size, count)
     images, codes, orders = [], [], []
-    with Progress(len(labels), title="sampling", unit="image", enabled=progress) as bar:
-        for start in range(0, len(labels), batch_size):
-            part = labels[start : start + batch_size]
-            filled = np.pad(part, (0, batch_size - len(part)))
+    with Progress(count, title="sampling", unit="image", enabled=progress) as bar:
+        for start in range(0, count, batch_size):
+            rows = np.arange(start, start + batch_size)
+            real = min(batch_size, count - start)
+            part = {name: jnp.asarray(v[np.minimum(rows, count - 1)]) for name, v in cond.items()}
             keys = image_keys(seed, first + start, batch_size)
-            samples = sampler({"label": jnp.asarray(filled)}, keys, knobs=knobs, guidance=guidance)
+            samples = sampler(part, keys, knobs=knobs, guidance=guidance)
             drawn = jax.device_get((_to_uint8(samples.images), samples.codes, samples.order))
-            images.append(drawn[0][: len(part)])
-            codes.append(drawn[1][: len(part)])
+            images.append(drawn[0][:real])
+            codes.append(drawn[1][:real])
             if drawn[2] is not None:
-                orders.append(drawn[2][: len(part)])
-            bar.advance(len(part))
+                orders.append(drawn[2][:real])
+            bar.advance(real)
+    labels = cond.get("label", np.arange(count, dtype=np.int32))
     order = np.concatenate(orders) if orders else None
     return Generated(np.concatenate(images), labels, np.concatenate(codes), order)
 
@@ -166,8 +198,8 @@ def check_class_conditional(system: Any) -> None:
     """Raises ValueError unless the generator's condition is a class label."""
     if system.backbone.conditioner.fields != ("label",):
         raise ValueError(
-            f"config.backbone.condition={system.backbone.condition!r}: images are drawn here for "
-            "class labels only"
+            f"config.backbone.condition={system.backbone.condition!r}: this takes generators of "
+            "classes only; sample.py draws for captions with --captions"
         )
 
 
@@ -229,6 +261,7 @@ def sample_workdir(
     labels: Sequence[int] | None = None,
     per_class: int | None = None,
     num_images: int | None = None,
+    captions: str | Path | None = None,
     sampling: Mapping[str, Any] | None = None,
     seed: int = 0,
     batch_size: int = 100,
@@ -244,6 +277,8 @@ def sample_workdir(
         workdir: of the generator's run; its EMA is used, if it keeps one.
         out: the PNG: a grid of at most `MAX_GRID` images, a row a class with ``per_class``.
         labels, per_class, num_images: see `choose_labels`.
+        captions: in place of these, for a generator of captions, which needs it: a file of their
+            features, an image of each; see `ar_jax.evaluation.captions`.
         sampling: see `sampling_of`.
         seed, batch_size: see `generate`.
         step: of the checkpoint; None for the newest.
@@ -266,26 +301,46 @@ def sample_workdir(
         if path.exists() and not overwrite:
             raise ValueError(f"{path} exists; name another file, or say --overwrite")
     config, system, params = load_system(workdir, step=step)
-    check_class_conditional(system)
-    chosen = choose_labels(system.backbone.num_classes, labels, per_class, num_images)
+    cond = _condition(system, labels, per_class, num_images, captions)
     knobs, guidance = sampling_of(config, sampling)
     if strip and knobs.smooth:
         raise ValueError("--strip decodes codes step by step, which --smooth mixes: give one")
     sampler = create_sampler(system, params)
     with jax.default_matmul_precision(config["precision"]):
-        drawn = generate(
+        drawn = generate_from(
             sampler,
-            chosen,
+            cond,
             seed=seed,
             batch_size=batch_size,
             knobs=knobs,
             guidance=guidance,
             progress=progress,
         )
-        columns = per_class or (10 if labels is None and num_images is None else None)
+        shown = labels is None and num_images is None and captions is None
+        columns = per_class or (10 if shown else None)
         save_png(out, image_grid(upscale(drawn.images[:MAX_GRID]), columns=columns))
         if strip:
             save_strip(strip_path, sampler, drawn)
     if npz is not None:
         save_npz(npz, drawn.images, drawn.labels)
     return drawn
+
+
+def _condition(
+    system: Any,
+    labels: Sequence[int] | None,
+    per_class: int | None,
+    num_images: int | None,
+    captions: str | Path | None,
+) -> Mapping[str, np.ndarray]:
+    """What `sample_workdir` draws for."""
+    if captions is None:
+        check_class_conditional(system)
+        return {"label": choose_labels(system.backbone.num_classes, labels, per_class, num_images)}
+    given = {"labels": labels, "per_class": per_class, "num_images": num_images}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"--{name} does not go with --captions, which draws one image of each")
+    if "caption" not in system.backbone.conditioner.fields:
+        raise ValueError(f"--captions={captions}, but this generator takes classes: use --labels")
+    return read_captions(captions, system.backbone.caption_length, system.backbone.caption_features)
