@@ -83,7 +83,8 @@ class TokenizerObjective:
     ) -> tuple[Array, Aux]:
         """See `ar_jax.api.Objective`; images are uint8."""
         images = batch["image"].astype(jnp.float32) / 127.5 - 1.0
-        reconstruction, quantized = self.tokenizer.apply({"params": params}, images)
+        rngs = {"scale_dropout": jax.random.fold_in(key, 1)} if train else {}
+        reconstruction, quantized = self.tokenizer.apply({"params": params}, images, rngs=rngs)
         mask = batch.get("mask")
         error = reconstruction - images
         l1 = weighted_mean(jnp.abs(error), mask)
@@ -109,7 +110,10 @@ class TokenizerObjective:
         if self.entropy:
             metrics["entropy_loss"] = quantized.entropy_loss
         metrics |= self._codebook_metrics(stats)
-        return loss, Aux(metrics=metrics, **(self._updates(quantized, key) if train else {}))
+        return loss, Aux(
+            metrics=metrics,
+            **(self._updates(quantized, jax.random.fold_in(key, 0)) if train else {}),
+        )
 
     def finish(
         self, params: Params, stats: Stats, sums: Any, last: Any, key: Array
