@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from ar_jax.api import Array, Aux, Batch, Params, Stats, weighted_mean
 from ar_jax.nn.quantize import Assignments, code_counts, normalise, perplexity, usage, vector_sums
 
-RECONSTRUCTIONS = ("l1", "l2")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerObjective:
@@ -27,6 +25,11 @@ class TokenizerObjective:
         ema_decay: of the EMA codebook (only with ``codebook_update='ema'``).
         restart_below: codes whose share of the histogram is below this fraction of the uniform
             share restart as a random vector of the batch; 0 never restarts.
+
+    A perceptual term is one more summand of `loss`, with a weight here; its network's parameters
+    come in ``frozen``, as a generator's tokenizer does. An adversarial one is a summand too, but
+    its discriminator trains against the tokenizer: that needs parameters and an optimiser of their
+    own beside those of the train state.
     """
 
     tokenizer: Any

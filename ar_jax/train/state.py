@@ -17,7 +17,6 @@ Array = jax.Array
 # Keys are fold_in(key(seed), n). Training steps use n = 0, 1, ...; these are out of their reach.
 INIT = 2**32 - 1
 EVALUATION = 2**32 - 2
-PREVIEW = 2**32 - 3
 
 
 @flax.struct.dataclass
