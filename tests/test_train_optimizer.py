@@ -152,6 +152,49 @@ def test_adam_decays_nothing():
     np.testing.assert_array_equal(updates["kernel"], 0.0)
 
 
+def test_muon_orthogonalises_the_matrices_of_the_blocks():
+    """Each layer's update is near U V^T of its momentum, of Adam's size; the rest is AdamW's."""
+    shapes = {
+        "attention": {"query": {"kernel": (2, 12, 3, 4)}, "out": {"kernel": (2, 3, 4, 12)}},
+        "mlp": {"up": {"kernel": (2, 12, 20), "bias": (2, 20)}},
+        "modulation": {"kernel": (2, 12, 6, 12)},
+    }
+    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    rng = np.random.default_rng(0)
+    draw = lambda s: jnp.asarray(rng.standard_normal(s), jnp.float32)  # noqa: E731
+    params, grads = (jax.tree.map(draw, shapes, is_leaf=is_shape) for _ in range(2))
+    step = jnp.int32(50)
+    fields = FIELDS | {"weight_decay": 0.0, "schedule": "constant"}
+    muon, adam = (build_optimizer(**fields | {"name": name}) for name in ("muon", "adamw"))
+    updates, _ = muon.transform.update(grads, muon.transform.init(params), params, step=step)
+    others, _ = adam.transform.update(grads, adam.transform.init(params), params, step=step)
+    for path, inner, outer in (
+        (("attention", "query"), 12, 12),
+        (("attention", "out"), 12, 12),
+        (("mlp", "up"), 12, 20),
+    ):
+        update, grad = (tree[path[0]][path[1]]["kernel"] for tree in (updates, grads))
+        for layer in range(2):
+            u, _, v = np.linalg.svd(np.asarray(grad[layer]).reshape(inner, outer), False)
+            ours = np.asarray(update[layer], np.float64).reshape(inner, outer) / -1e-2
+            cosine = (ours * (u @ v)).sum() / np.linalg.norm(ours) / np.linalg.norm(u @ v)
+            assert cosine > 0.9  # the iteration leaves singular values between about 0.7 and 1.2
+            rms = np.sqrt(np.square(ours).mean())
+            expected = 0.2 * np.sqrt(max(inner, outer)) * np.sqrt(min(inner, outer))
+            np.testing.assert_allclose(rms, expected / np.sqrt(inner * outer), rtol=0.2)
+    for path in (("mlp", "up", "bias"), ("modulation", "kernel")):
+        ours, theirs = updates, others
+        for name in path:
+            ours, theirs = ours[name], theirs[name]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_muon_needs_blocks():
+    transform = build_optimizer(**FIELDS | {"name": "muon"}).transform
+    with pytest.raises(ValueError, match="name='muon' moves the matrices of transformer blocks"):
+        transform.init({"encoder": {"kernel": jnp.ones((3, 3, 1, 4))}})
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -1,4 +1,4 @@
-"""The optimiser: Adam or AdamW with schedules of the learning rate and of the weight decay.
+"""The optimiser: Adam, AdamW or Muon with schedules of the learning rate and the weight decay.
 
 Schedules are functions of the train state's own step, not of a count inside the optimiser: a step
 that the non-finite guard skips still counts, as in training with a loss scaler.
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from ar_jax.parallel.rules import path_name
 
@@ -25,6 +26,14 @@ Schedule = Callable[[Any], Array]  # completed steps -> float32 scalar
 NO_DECAY = (r"(^|/)(\w+_)?(bias|scale)$",)
 # A parameter of a scanned stack has one dimension more than it has in the layer.
 STACKED = r"(^|/)blocks/"
+# The matrices that Muon moves: pattern -> which of the last dimensions they multiply, and make.
+MUON_MATRICES = {
+    r"(^|/)attention/(query|key|value)/kernel$": ((-3,), (-2, -1)),  # D H K
+    r"(^|/)attention/out/kernel$": ((-3, -2), (-1,)),  # H K D
+    r"(^|/)mlp/(up|gate|down)/kernel$": ((-2,), (-1,)),
+}
+MUON_MOMENTUM = 0.95
+MUON_RMS = 0.2  # of an update's elements, about Adam's: the same learning rates fit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +73,8 @@ def build_optimizer(
     """The optimiser of ``config.optimizer`` for a run of ``config.train.steps`` steps.
 
     Args:
-        name: 'adamw', or 'adam', which has no weight decay.
+        name: 'adamw'; 'adam', which has no weight decay; or 'muon': the matrices of the transformer
+            blocks move by their orthogonalised momentum (arXiv:2502.16982), all else by AdamW.
         learning_rate: peak.
         schedule: 'constant', 'linear' or 'cosine', after the warm-up; see `learning_rate_ratio`.
         weight_decay: at the start; None for ``weight_decay_end`` means the same at the end, between
@@ -76,8 +86,8 @@ def build_optimizer(
     Raises:
         ValueError: names the field, its value and what would be right.
     """
-    if name not in ("adam", "adamw"):
-        raise ValueError(f"config.optimizer.name={name!r} is none of 'adamw', 'adam'")
+    if name not in ("adam", "adamw", "muon"):
+        raise ValueError(f"config.optimizer.name={name!r} is none of 'adamw', 'adam', 'muon'")
     if name == "adam" and (weight_decay or weight_decay_end):
         raise ValueError(
             f"config.optimizer.weight_decay={weight_decay} has no effect with name='adam': set it "
@@ -109,9 +119,12 @@ def build_optimizer(
     def decays(path: str, shape: tuple[int, ...]) -> bool:
         return is_decayed(path, shape, patterns)
 
+    scale = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32)
     transform = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32),
+        optax.partition({"muon": _muon(), "rest": scale}, _muon_labels)
+        if name == "muon"
+        else scale,
         _descend(rate, decay, decays),
     )
     return Optimizer(transform=transform, learning_rate=rate, weight_decay=decay, decays=decays)
@@ -194,6 +207,55 @@ def is_decayed(path: str, shape: tuple[int, ...], no_decay: Sequence[str]) -> bo
     if any(re.search(pattern, path) for pattern in (*NO_DECAY, *no_decay)):
         return False
     return len(shape) - bool(re.search(STACKED, path)) >= 2
+
+
+def _muon() -> optax.GradientTransformation:
+    """Orthogonalised momentum, of Adam's size, for a tree of `MUON_MATRICES`."""
+
+    def dimensions(tree: Any) -> Any:
+        def one(path: tuple[Any, ...], leaf: Array) -> optax.contrib.MuonDimensionNumbers:
+            reduced, made = _muon_dimensions(path_name(path)) or ((), ())
+            return optax.contrib.MuonDimensionNumbers(reduced, made)
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    def scale(updates: Any, params: Any) -> Any:
+        def one(path: tuple[Any, ...], leaf: Array) -> Array:
+            axes = _muon_dimensions(path_name(path)) or ()
+            sides = [math.prod(leaf.shape[i] for i in side) for side in axes]
+            return leaf * (MUON_RMS * math.sqrt(max(sides)))
+
+        return jax.tree_util.tree_map_with_path(one, updates)
+
+    return optax.chain(
+        optax.contrib.scale_by_muon(
+            beta=MUON_MOMENTUM, mu_dtype=jnp.float32, weight_dimension_numbers=dimensions
+        ),
+        optax.stateless(scale),
+    )
+
+
+def _muon_dimensions(path: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """(dimensions multiplied, dimensions made) of a matrix that Muon moves; None for others."""
+    found = (axes for pattern, axes in MUON_MATRICES.items() if re.search(pattern, path))
+    return next(found, None)
+
+
+def _muon_labels(params: Any) -> Any:
+    """'muon' or 'rest' for every parameter.
+
+    Raises:
+        ValueError: no parameter is Muon's.
+    """
+    labels = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: "muon" if _muon_dimensions(path_name(path)) else "rest", params
+    )
+    if "muon" not in jax.tree.leaves(labels):
+        raise ValueError(
+            "config.optimizer.name='muon' moves the matrices of transformer blocks, of which this "
+            "model has none: use 'adamw'"
+        )
+    return labels
 
 
 def _descend(
