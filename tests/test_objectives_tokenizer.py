@@ -104,37 +104,51 @@ def test_sums_add_up_over_microbatches(name):
     np.testing.assert_array_equal(whole.sums["counts"], counts)
 
 
-@pytest.mark.parametrize("l2_norm", [False, True])
-def test_ema_codebook_equals_numpy(l2_norm):
+def assigned_vectors(tokenizer: Any, params: Any, images: jax.Array) -> np.ndarray:
+    """Float64 [B, L, C]: the latent's cells, or of several scales the residuals'."""
+    if len(tokenizer.grids) == 1:
+        z = apply(tokenizer, params, images, method=lambda m, x: m.autoencoder.encode(x))
+    else:
+        z = apply(tokenizer, params, images)[1].vectors
+    return np.asarray(z, np.float64).reshape(len(images), -1, 4)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "l2_norm"), [("raster", False), ("raster", True), ("next_scale", True)]
+)
+def test_ema_codebook_equals_numpy(name, l2_norm):
+    """Rows of length one where they stand for directions, and of the residuals' where for these."""
     run = tokenizer_run(
-        "raster", dict(codebook_update="ema", l2_norm=l2_norm), ema_decay=0.8, usage_decay=0.6
+        name, dict(codebook_update="ema", l2_norm=l2_norm), ema_decay=0.8, usage_decay=0.6
     )
+    step_id = np.asarray(run.objective._step_id)
+    scales = step_id.max() + 1
     params, stats = run.params, run.stats
     codebook = np.asarray(params["quantizer"]["codebook"], np.float64)
     counts, sums = np.ones(12), codebook.copy()
-    histogram = np.full((1, 12), 1 / 12)
+    histogram = np.full((scales, 12), 1 / 12)
     for step in range(3):
         batch = {"image": run.batch["image"][4 * step : 4 * step + 4]}
         gradient, aux = gradient_of(run.objective, params, stats, {}, batch)
         assert not np.any(gradient["quantizer"]["codebook"])
-        z = apply(
-            run.objective.tokenizer,
-            params,
-            to_float(batch["image"]),
-            method=lambda m, x: m.autoencoder.encode(x),
+        z = assigned_vectors(run.objective.tokenizer, params, to_float(batch["image"]))
+        directions, rows = (unit(z), unit(codebook)) if l2_norm else (z, codebook)
+        z = directions if name == "raster" else z
+        distances = np.square(directions[:, :, None] - rows[None, None]).sum(-1)  # [B, L, V]
+        codes = distances.argmin(-1)
+        hits = np.stack(
+            [np.bincount(codes[:, step_id == k].ravel(), minlength=12) for k in range(scales)]
         )
-        z = np.asarray(z, np.float64).reshape(-1, 4)
-        if l2_norm:
-            z /= np.linalg.norm(z, axis=-1, keepdims=True)
-            codebook /= np.linalg.norm(codebook, axis=-1, keepdims=True)
-        codes = np.square(z[:, None] - codebook[None]).sum(-1).argmin(1)
-        hits = np.bincount(codes, minlength=12)
         assigned = np.stack([z[codes == code].sum(0) for code in range(12)])
-        counts, sums = 0.8 * counts + 0.2 * hits, 0.8 * sums + 0.2 * assigned
-        histogram = 0.6 * histogram + 0.4 * hits / hits.sum()
+        counts, sums = 0.8 * counts + 0.2 * hits.sum(0), 0.8 * sums + 0.2 * assigned
+        histogram = 0.6 * histogram + 0.4 * hits / hits.sum(1, keepdims=True)
         codebook = sums / counts[:, None]
-        if l2_norm:
-            codebook /= np.linalg.norm(codebook, axis=-1, keepdims=True)
+        if l2_norm and name == "raster":
+            codebook = unit(codebook)
         params, stats = run.objective.finish(params, stats, aux.sums, aux.last, KEY)
         close(params["quantizer"]["codebook"], codebook, rtol=1e-4, atol=1e-5)
         close(stats, dict(histogram=histogram, ema_counts=counts, ema_sums=sums), rtol=1e-4)

@@ -132,7 +132,7 @@ class TokenizerObjective:
             stats["ema_counts"] = decay * stats["ema_counts"] + (1 - decay) * counts.sum(0)
             stats["ema_sums"] = decay * stats["ema_sums"] + (1 - decay) * sums["vectors"]
             codebook = stats["ema_sums"] / jnp.maximum(stats["ema_counts"], 1e-5)[:, None]
-            codebook = normalise(codebook, self.tokenizer.quantizer.l2_norm)
+            codebook = normalise(codebook, self.tokenizer.quantizer.unit_vectors)
         if self.restart_below:
             dead = stats["histogram"].mean(0) * codebook.shape[0] < self.restart_below  # [V]
             codebook = jnp.where(dead[:, None], last["candidates"], codebook)

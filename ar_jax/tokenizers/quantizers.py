@@ -44,6 +44,11 @@ class Quantizer(Protocol):
         """Grids of the steps' codes."""
         ...
 
+    @property
+    def unit_vectors(self) -> bool:
+        """Whether a code stands for its codebook row's direction alone."""
+        ...
+
     def quantize(self, features: Array) -> Quantized:
         """Straight-through features, codes and losses."""
         ...
@@ -102,6 +107,11 @@ class VectorQuantizer(nn.Module, kw_only=True):
     def grids(self) -> tuple[Grid, ...]:
         """The one grid of codes."""
         return (self.grid,)
+
+    @property
+    def unit_vectors(self) -> bool:
+        """With ``l2_norm``."""
+        return self.l2_norm
 
     def table(self) -> Array:
         """The code vectors in use, [V, C]."""
@@ -187,6 +197,7 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
     entropy: bool = False
 
     mixes = True
+    unit_vectors = False
 
     def setup(self) -> None:
         self.codebook = self.param(
