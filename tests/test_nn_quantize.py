@@ -58,6 +58,11 @@ def test_entropy_loss():
     expected = -(p * np.log(p)).sum(1).mean() + (mean * np.log(mean + 1e-5)).sum()
     loss = entropy_loss(jnp.asarray(z), jnp.asarray(codebook), temperature=2.0)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    # A vector of weight zero is left out, whatever the others' is.
+    weights = jnp.asarray(np.arange(20) < 7, jnp.float32)
+    left = entropy_loss(jnp.asarray(z), jnp.asarray(codebook), temperature=2.0, weights=weights)
+    few = entropy_loss(jnp.asarray(z[:7]), jnp.asarray(codebook), temperature=2.0)
+    np.testing.assert_allclose(left, few, rtol=1e-5)
     # Sure assignments that use all codes evenly: no entropy each, ln V of the mean.
     sure = entropy_loss(jnp.asarray(codebook), jnp.asarray(codebook), temperature=0.01)
     np.testing.assert_allclose(sure, -np.log(5), rtol=1e-4)

@@ -78,7 +78,7 @@ def test_tokenizer_loss_is_the_weighted_sum(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tokenizer_padding_rows_do_not_count(name):
-    run = tokenizer_run(name)
+    run = tokenizer_run(name, dict(entropy=True), entropy=0.5)
     rows = {"image": run.batch["image"][:5]}
     expected = loss_of(run.objective, run.params, run.stats, {}, rows)
     mask = (jnp.arange(BATCH) < 5).astype(jnp.float32)

@@ -36,15 +36,22 @@ def straight_through(z: Array, quantised: Array) -> Array:
     return z + jax.lax.stop_gradient(quantised - z)
 
 
-def entropy_loss(z: Array, codebook: Array, temperature: float = 0.01) -> Array:
+def entropy_loss(
+    z: Array, codebook: Array, temperature: float = 0.01, weights: Array | None = None
+) -> Array:
     """Mean entropy of each assignment less the entropy of the mean one (LlamaGen, nats).
 
-    Small when every z is sure of its code and all codes are used. z [N, C], codebook [V, C].
+    Small when every z is sure of its code and all codes are used. z [N, C], codebook [V, C];
+    ``weights`` [N] are those of the vectors in both means, 0 for padding; None: all alike.
     """
     log_p = jax.nn.log_softmax(-squared_distances(z, codebook) / temperature, axis=-1)  # [N, V]
     p = jnp.exp(log_p)
-    each = -(p * log_p).sum(-1).mean()
-    mean = p.mean(0)
+    entropies = -(p * log_p).sum(-1)  # [N]
+    if weights is None:
+        each, mean = entropies.mean(), p.mean(0)
+    else:
+        shares = weights / weights.sum().clip(min=1e-9)  # [N]
+        each, mean = (entropies * shares).sum(), (p * shares[:, None]).sum(0)
     return each + (mean * jnp.log(mean + 1e-5)).sum()
 
 

@@ -87,8 +87,10 @@ class TokenizerObjective:
         """See `ar_jax.api.Objective`; images are uint8."""
         images = batch["image"].astype(jnp.float32) / 127.5 - 1.0
         rngs = {"scale_dropout": jax.random.fold_in(key, 1)} if train else {}
-        reconstruction, quantized = self.tokenizer.apply({"params": params}, images, rngs=rngs)
         mask = batch.get("mask")
+        reconstruction, quantized = self.tokenizer.apply(
+            {"params": params}, images, mask, rngs=rngs
+        )
         error = reconstruction - images
         l1 = weighted_mean(jnp.abs(error), mask)
         l2 = weighted_mean(jnp.square(error), mask)

@@ -49,8 +49,12 @@ class Quantizer(Protocol):
         """Whether a code stands for its codebook row's direction alone."""
         ...
 
-    def quantize(self, features: Array) -> Quantized:
-        """Straight-through features, codes and losses."""
+    def quantize(self, features: Array, mask: Array | None = None) -> Quantized:
+        """Straight-through features, codes and losses.
+
+        ``mask`` float32 [B] is 0 for padding rows, which the entropy term leaves out; None: no row
+        is padding.
+        """
         ...
 
     def lookup(self, codes: Array, steps: int | None = None) -> Array:
@@ -76,6 +80,11 @@ class Quantizer(Protocol):
 def codebook_init(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
     """Uniform in +-1 / V, the usual start of a codebook [V, C]."""
     return jax.random.uniform(key, shape, dtype, -1.0 / shape[0], 1.0 / shape[0])
+
+
+def of_vectors(mask: Array | None, count: int) -> Array | None:
+    """The mask [B] of images for ``count`` = B n vectors of theirs, image after image: [count]."""
+    return None if mask is None else mask.repeat(count // len(mask), total_repeat_length=count)
 
 
 class VectorQuantizer(nn.Module, kw_only=True):
@@ -118,7 +127,7 @@ class VectorQuantizer(nn.Module, kw_only=True):
         codebook = normalise(self.codebook, self.l2_norm)
         return jax.lax.stop_gradient(codebook) if self.codebook_update == "ema" else codebook
 
-    def quantize(self, features: Array) -> Quantized:
+    def quantize(self, features: Array, mask: Array | None = None) -> Quantized:
         """See the contract; both losses are means over the elements of an image."""
         z = normalise(features, self.l2_norm)
         flat = z.reshape(-1, self.code_width)
@@ -132,7 +141,11 @@ class VectorQuantizer(nn.Module, kw_only=True):
             vectors=z.reshape(len(z), -1, self.code_width),
             codebook_loss=jnp.square(chosen - sg(z)).mean((1, 2, 3)),
             commitment_loss=jnp.square(sg(chosen) - z).mean((1, 2, 3)),
-            entropy_loss=entropy_loss(flat, table) if self.entropy else jnp.zeros(()),
+            entropy_loss=(
+                entropy_loss(flat, table, weights=of_vectors(mask, len(flat)))
+                if self.entropy
+                else jnp.zeros(())
+            ),
         )
 
     def lookup(self, codes: Array, steps: int | None = None) -> Array:
@@ -231,7 +244,7 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
         index = phi_indices(len(self.grids), self.phis or len(self.grids))[scale]
         return (1 - self.phi_ratio) * h + self.phi_ratio * self.phi_convs[index](h)
 
-    def quantize(self, features: Array) -> Quantized:
+    def quantize(self, features: Array, mask: Array | None = None) -> Quantized:
         """See the contract; losses are of the sum after every scale, averaged over scales."""
         sg = jax.lax.stop_gradient
         if self.is_initializing():
@@ -250,7 +263,8 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
             index = nearest(flat, table)
             if self.entropy:
                 live = shrink(features - sg(f_hat), grid).reshape(flat.shape)
-                entropy += entropy_loss(normalise(live, self.l2_norm), table)
+                weights = of_vectors(mask, len(live))
+                entropy += entropy_loss(normalise(live, self.l2_norm), table, weights=weights)
             codes.append(index.reshape(len(features), -1))
             vectors.append(z)
             f_hat = f_hat + self.refine(codes[-1], scale)

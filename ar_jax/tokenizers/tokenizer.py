@@ -47,9 +47,12 @@ class Tokenizer(nn.Module, kw_only=True):
         """(H, W, C)."""
         return self.autoencoder.image_shape
 
-    def __call__(self, images: Array) -> tuple[Array, Quantized]:
-        """Training's pass: (unclamped reconstruction [B, H, W, C], what the quantiser did)."""
-        quantized = self.quantizer.quantize(self.autoencoder.encode(images))
+    def __call__(self, images: Array, mask: Array | None = None) -> tuple[Array, Quantized]:
+        """Training's pass: (unclamped reconstruction [B, H, W, C], what the quantiser did).
+
+        ``mask`` float32 [B] is 0 for padding rows; see `Quantizer.quantize`.
+        """
+        quantized = self.quantizer.quantize(self.autoencoder.encode(images), mask)
         return self.autoencoder.decode(quantized.features), quantized
 
     def encode(self, images: Array) -> Array:
