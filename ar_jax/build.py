@@ -16,6 +16,7 @@ from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.consistency import (
     AnyTokenizer,
     check_attention,
+    check_label_dropout,
     check_latents,
     check_objective,
     check_system,
@@ -167,7 +168,9 @@ def build_objective(config: Config) -> Objective:
         return _call(objective, section, "objective", tokenizer=tokenizer)
     system = build_system(config)
     check_objective(config["objective"]["name"], system.backbone)
-    return _call(objective, section, "objective", system=system)
+    built: Any = _call(objective, section, "objective", system=system)
+    check_label_dropout(built.label_dropout, system.backbone)
+    return built
 
 
 def build_sampling(config: Config) -> tuple[Knobs, Guidance]:

@@ -57,6 +57,15 @@ def check_objective(name: str, backbone: AnyBackbone) -> None:
         raise ValueError(f"objective.name is {name!r}; this backbone is trained by {fits!r}")
 
 
+def check_label_dropout(label_dropout: float, backbone: AnyBackbone) -> None:
+    """config.objective.label_dropout has something to put in a label's place."""
+    if label_dropout and isinstance(backbone, Decoder) and not backbone.null_class:
+        raise ValueError(
+            f"objective.label_dropout is {label_dropout}, but backbone.null_class is False, so "
+            "that there is no null class: set one of them otherwise"
+        )
+
+
 def check_encoder_decoder(backbone: EncoderDecoder, tokenizer: KLTokenizer) -> None:
     """config.backbone of name 'encoder_decoder'."""
     for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
@@ -162,8 +171,7 @@ def check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
         )
     if not features:
         check_vocabulary("backbone.vocab_size", backbone.vocab_size, tokenizer)
-    if backbone.condition == "class" and backbone.num_classes < 1:
-        raise ValueError(f"backbone.num_classes is {backbone.num_classes}; it must be positive")
+    check_condition(backbone)
     if backbone.positions == "learned" and backbone.lead:
         raise ValueError(
             "backbone.positions='learned' has no place for caption rows or a start_row; use "
@@ -187,6 +195,23 @@ def check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
             f"backbone.positions is {backbone.positions!r}, but the first step predicts {first} "
             f"codes at once and the condition has {backbone.conditioner.rows} rows to tell them "
             "apart: use positions='learned', or a first scale of 1"
+        )
+
+
+def check_condition(backbone: Decoder) -> None:
+    """What a 'class' or a 'text' condition needs."""
+    if backbone.condition == "class" and backbone.num_classes < 1:
+        raise ValueError(f"backbone.num_classes is {backbone.num_classes}; it must be positive")
+    if not backbone.null_class and (backbone.condition != "class" or backbone.shared_embedding):
+        raise ValueError(
+            "backbone.null_class=False leaves the null row out of a table of classes alone: it "
+            f"does not go with condition={backbone.condition!r} and shared_embedding="
+            f"{backbone.shared_embedding}"
+        )
+    if backbone.caption_null_rows is not None and backbone.caption_null_rows < 1:
+        raise ValueError(
+            f"backbone.caption_null_rows is {backbone.caption_null_rows}; it must be positive, or "
+            "None for caption_length"
         )
 
 

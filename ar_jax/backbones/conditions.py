@@ -22,6 +22,8 @@ class ClassCondition(nn.Module, kw_only=True):
     Condition pytree: ``{'label': int32 [B]}``.
 
     Attributes:
+        null_class: whether the table has that row; without it there is no unconditional model, so
+            neither guidance nor label dropout.
         shared_from: the classes are the rows from this one on of a table given by the caller;
             None: the table is the condition's own.
     """
@@ -29,6 +31,7 @@ class ClassCondition(nn.Module, kw_only=True):
     num_classes: int
     width: int
     init_std: float
+    null_class: bool = True
     shared_from: int | None = None
 
     fields = ("label",)
@@ -49,13 +52,23 @@ class ClassCondition(nn.Module, kw_only=True):
             assert table is not None
             return table(self.shared_from + cond["label"])[:, None], None
         init = nn.initializers.normal(self.init_std)
-        own = nn.Embed(self.num_classes + 1, self.width, embedding_init=init, name="class_embed")
+        rows = self.num_classes + self.null_class
+        own = nn.Embed(rows, self.width, embedding_init=init, name="class_embed")
         return own(cond["label"])[:, None], None
 
     def null(self, cond: Cond, drop: Array | None = None) -> Cond:
-        """The condition with the labels of ``drop`` [B] (all if None) made null."""
-        null = jnp.full_like(cond["label"], self.num_classes)
-        return {"label": null if drop is None else jnp.where(drop, null, cond["label"])}
+        """The condition with the labels of ``drop`` [B] (all if None) made null.
+
+        Raises:
+            ValueError: there is no null class.
+        """
+        if not self.null_class:
+            raise ValueError(
+                f"backbone.null_class is False: the table has the {self.num_classes} classes and "
+                "no null one, which guidance and label dropout need; use a guidance scale of 1 and "
+                "objective.label_dropout=0"
+            )
+        return _null_labels(cond, drop, self.num_classes)
 
 
 class ClassOrNullCondition(nn.Module, kw_only=True):
@@ -69,8 +82,11 @@ class ClassOrNullCondition(nn.Module, kw_only=True):
     init_std: float
 
     fields = ("label",)
-    null = ClassCondition.null
     empty = ClassCondition.empty
+
+    def null(self, cond: Cond, drop: Array | None = None) -> Cond:
+        """The condition with the labels of ``drop`` [B] (all if None) made null."""
+        return _null_labels(cond, drop, self.num_classes)
 
     @nn.compact
     def __call__(self, cond: Cond) -> Array:
@@ -88,6 +104,10 @@ class TextCondition(nn.Module, kw_only=True):
 
     Condition pytree: ``{'caption': float [B, T, F], 'caption_mask': bool [B, T],
     'dropped': bool [B]}``; dropped captions are replaced by learned features, their mask stays.
+    Of the T rows of a caption and those of the learned features the first ``length`` are read.
+
+    Attributes:
+        null_rows: of the learned features; None: ``length``.
     """
 
     length: int
@@ -95,6 +115,7 @@ class TextCondition(nn.Module, kw_only=True):
     width: int
     init_std: float
     dtype: DTypeLike
+    null_rows: int | None = None
 
     fields = ("caption", "caption_mask", "dropped")
 
@@ -113,14 +134,18 @@ class TextCondition(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, cond: Cond, table: nn.Embed | None) -> tuple[Array, Array]:
-        """(prefix [B, T, D], mask of real prefix rows [B, T]); ``table`` is not used."""
+        """(prefix [B, length, D], mask of real prefix rows); ``table`` is not used."""
         null = self.param(
             "null_caption",
             nn.initializers.normal(self.features**-0.5),
-            (self.length, self.features),
+            (self.length if self.null_rows is None else self.null_rows, self.features),
             jnp.float32,
         )
-        caption = jnp.where(cond["dropped"][:, None, None], null[None], cond["caption"])
+        # Rows are projected one by one, so those that the prefix has no room for can go first.
+        caption, mask = (cond[name][:, : self.length] for name in ("caption", "caption_mask"))
+        if len(null) >= self.length:
+            dropped = cond["dropped"][:, None, None]
+            caption = jnp.where(dropped, null[None, : self.length], caption)
         init = nn.initializers.normal(self.init_std)
 
         def dense(name: str) -> nn.Dense:
@@ -129,9 +154,24 @@ class TextCondition(nn.Module, kw_only=True):
             )
 
         hidden = jax.nn.gelu(dense("caption_up")(caption), approximate=True)
-        return dense("caption_down")(hidden), cond["caption_mask"].astype(bool)
+        return dense("caption_down")(hidden), mask.astype(bool)
 
     def null(self, cond: Cond, drop: Array | None = None) -> Cond:
-        """The condition with the captions of ``drop`` [B] (all if None) dropped."""
+        """The condition with the captions of ``drop`` [B] (all if None) dropped.
+
+        Raises:
+            ValueError: the learned features are fewer rows than the prefix.
+        """
+        if self.null_rows is not None and self.null_rows < self.length:
+            raise ValueError(
+                f"backbone.caption_null_rows is {self.null_rows}, fewer than caption_length "
+                f"{self.length}: such a model has no unconditional caption; use a guidance scale "
+                "of 1 and objective.label_dropout=0"
+            )
         drop = jnp.ones_like(cond["dropped"]) if drop is None else drop | cond["dropped"]
         return cond | {"dropped": drop}
+
+
+def _null_labels(cond: Cond, drop: Array | None, null_class: int) -> Cond:
+    null = jnp.full_like(cond["label"], null_class)
+    return {"label": null if drop is None else jnp.where(drop, null, cond["label"])}

@@ -34,7 +34,8 @@ class Decoder(nn.Module, kw_only=True):
 
     Attributes:
         schedule: the generation order; fixes the number of rows and the visibility.
-        condition: 'class' (num_classes) or 'text' (caption_length, caption_features).
+        condition: 'class' (num_classes, null_class) or 'text' (caption_length rows of the prefix,
+            caption_features, caption_null_rows), see `conditions`.
         context: what later rows are fed: 'codes' (int32, an embedding of vocab_size rows) or
             'features' (float [.., feature_width], a linear layer).
         shared_embedding: one table of the codes, a mask (a row that only masked training reads),
@@ -60,8 +61,10 @@ class Decoder(nn.Module, kw_only=True):
     kv_heads: int | None = None
     condition: str = "class"
     num_classes: int = 0
+    null_class: bool = True
     caption_length: int = 0
     caption_features: int = 0
+    caption_null_rows: int | None = None
     context: str
     vocab_size: int = 0
     feature_width: int = 0
@@ -103,6 +106,7 @@ class Decoder(nn.Module, kw_only=True):
             return TextCondition(
                 length=self.caption_length,
                 features=self.caption_features,
+                null_rows=self.caption_null_rows,
                 width=self.width,
                 init_std=self._std,
                 dtype=self.dtype,
@@ -113,6 +117,7 @@ class Decoder(nn.Module, kw_only=True):
             num_classes=self.num_classes,
             width=self.width,
             init_std=self._std,
+            null_class=self.null_class,
             shared_from=self.vocab_size + 1 if self.shared_embedding else None,
             parent=None,
             name="condition",
