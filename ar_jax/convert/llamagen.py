@@ -11,6 +11,9 @@ Options, beside the fields that the tensors say:
     grid          codes a side, in place of image_size / downsample
     heads         where the size is none of the releases'
     norm_epsilon, rope_base, label_dropout     1e-5, 10000, 0.1
+    null_class    whether the class table ends with the null class: True, unless num_classes is
+                  the number of its rows or label_dropout is 0
+    caption_length     rows of the prefix of a text model: those of uncond_embedding
     l2_norm, entropy, groups                   of the tokenizer: True, False, 32
 """
 
@@ -136,6 +139,10 @@ def generator(shapes: Shapes, options: Mapping[str, Any]) -> Part:
     kv_heads = (rows - width) // 2 // (width // heads)
     if kv_heads != heads:
         backbone["kv_heads"] = agree("kv_heads", kv_heads, options, "wqkv.weight")
+    label_dropout = options.get("label_dropout", 0.1)
+    if not backbone.get("null_class", True):
+        guidance = 1.0  # there is nothing to guide with
+        label_dropout = agree("label_dropout", 0, options, "a table without a null class")
     sampling: dict[str, Any] = dict(temperature=1.0, top_k=0, guidance=dict(scale=guidance))
     if backbone["condition"] == "text":
         image_size = 256
@@ -148,7 +155,7 @@ def generator(shapes: Shapes, options: Mapping[str, Any]) -> Part:
             schedule=dict(name="raster", grid=grid),
             backbone=backbone,
             head=dict(name="categorical", vocab_size=vocabulary, bias=False, init_std=0.0),
-            objective=dict(name="likelihood", label_dropout=options.get("label_dropout", 0.1)),
+            objective=dict(name="likelihood", label_dropout=label_dropout),
             sampling=sampling,
         )
     )
@@ -158,14 +165,29 @@ def _condition(shapes: Shapes, options: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the class table or of the caption projection."""
     table = "cls_embedding.embedding_table.weight"
     if table in shapes:
-        classes = agree("num_classes", shapes[table][0] - 1, options, f"{table} less a null row")
-        return dict(condition="class", num_classes=classes)
-    length, features = shape_of(shapes, "cls_embedding.uncond_embedding")
-    return dict(
+        rows = shapes[table][0]
+        null = _has_null_row(rows, options)
+        source = f"{table} less a null row" if null else f"{table} without a null row"
+        classes = agree("num_classes", rows - null, options, source)
+        fields: dict[str, Any] = dict(condition="class", num_classes=classes)
+        return fields if null and "null_class" not in options else fields | {"null_class": null}
+    rows, features = shape_of(shapes, "cls_embedding.uncond_embedding")
+    length = options.get("caption_length", rows)
+    fields = dict(
         condition="text",
-        caption_length=agree("caption_length", length, options, "uncond_embedding"),
+        caption_length=length,
         caption_features=agree("caption_features", features, options, "uncond_embedding"),
     )
+    return fields if length == rows else fields | dict(caption_null_rows=rows)
+
+
+def _has_null_row(rows: int, options: Mapping[str, Any]) -> bool:
+    """Whether the class table ends with a null class: officially if labels were dropped."""
+    if "null_class" in options:
+        return options["null_class"]
+    if "num_classes" in options:
+        return options["num_classes"] != rows
+    return options.get("label_dropout", 0.1) > 0
 
 
 def generator_part(config: Mapping[str, Any]) -> Part:
