@@ -15,9 +15,9 @@ from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.consistency import (
     AnyTokenizer,
-    check_attention,
     check_label_dropout,
     check_latents,
+    check_levels,
     check_objective,
     check_system,
     check_tokenizer_objective,
@@ -122,7 +122,7 @@ def _build_autoencoder(
             )
         return _call(form, fields, "tokenizer.autoencoder", dtype=dtype)
     autoencoder = _call(form, fields, "tokenizer.autoencoder", dtype=dtype, moments=moments)
-    check_attention(autoencoder)
+    check_levels(autoencoder)
     return autoencoder
 
 

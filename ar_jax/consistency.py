@@ -122,8 +122,14 @@ def check_tokenizer_objective(config: Any, tokenizer: AnyTokenizer) -> None:
         )
 
 
-def check_attention(autoencoder: Autoencoder) -> None:
-    """config.tokenizer.autoencoder: the levels with attention are there."""
+def check_levels(autoencoder: Autoencoder) -> None:
+    """config.tokenizer.autoencoder: both sides have the same levels, and those with attention."""
+    ours, theirs = autoencoder.multipliers, autoencoder.decoder_multipliers
+    if theirs is not None and len(theirs) != len(ours):
+        raise ValueError(
+            f"tokenizer.autoencoder.decoder_multipliers is {theirs}; it must be as many as the "
+            f"multipliers {ours}, or images would not come back at their size"
+        )
     for part in ("encoder", "decoder"):
         field = f"tokenizer.autoencoder.{part}_attention"
         levels = getattr(autoencoder, f"{part}_attention")

@@ -165,6 +165,12 @@ CASES: list[tuple[str, str, Any, list[str]]] = [
     ),
     (
         "raster",
+        "tokenizer.autoencoder.decoder_multipliers",
+        (1,),
+        ["autoencoder.decoder_multipliers", "(1,)", "(1, 2)"],
+    ),
+    (
+        "raster",
         "objective",
         dict(name="tokenizer", entropy=0.1),
         ["objective.entropy", "0.1", "tokenizer.entropy=True"],

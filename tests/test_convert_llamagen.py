@@ -12,7 +12,7 @@ from ar_jax.build import build_sampling
 from ar_jax.convert import llamagen, weight_file
 from ar_jax.convert.conversion import Converted, convert_files, export_tensors
 from ar_jax.convert.parity.case import Case
-from ar_jax.convert.part import GENERATOR
+from ar_jax.convert.part import GENERATOR, empty_params, release_shapes, to_params, to_tensors
 from tests.converted_cases import CASES, GOLDEN, official
 
 Tensors = dict[str, np.ndarray]
@@ -81,3 +81,22 @@ def test_a_prefix_shorter_than_the_null_caption(case, tmp_path):
     backbone = converted.config["backbone"]
     assert (backbone["caption_length"], backbone["caption_null_rows"]) == (8, 120)
     comes_back(converted, transformer)
+
+
+def test_a_decoder_of_other_widths_than_the_encoder(case):
+    read = llamagen.tokenizer(case.shapes("tokenizer"), {"image_size": 32}).section["tokenizer"]
+    assert "decoder_multipliers" not in read["autoencoder"]
+    fields = read["autoencoder"] | {"multipliers": (1, 2), "decoder_multipliers": (2, 1)}
+    part = llamagen.tokenizer_part({"tokenizer": read | {"autoencoder": fields}})
+    expected = empty_params({"dtype": "float32", **part.section}, "tokenizer")
+    shapes = release_shapes(part, expected)
+    assert shapes["decoder.conv_in.weight"][0] == shapes["decoder.conv_out.weight"][1] // 2 == 32
+    again = llamagen.tokenizer(shapes, {"image_size": 32})
+    assert again.section == part.section
+    rng = np.random.default_rng(0)
+    tensors = {key: rng.standard_normal(shape, np.float32) for key, shape in shapes.items()}
+    back = to_tensors(again, to_params(again, tensors, expected, "made up"))
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(back[key], tensor, key)
+    with pytest.raises(ValueError, match=r"decoder_multipliers is \(1, 2\), but the file says"):
+        llamagen.tokenizer(shapes, {"image_size": 32, "decoder_multipliers": (1, 2)})

@@ -67,15 +67,19 @@ def read_autoencoder(shapes: Shapes, style: Style, options: Mapping[str, Any]) -
     levels = _count(shapes, lambda i: f"{style.encoder.format(level=i)}.{_first(style)}")
     if not levels:
         raise ValueError(f"no tensor {style.encoder.format(level=0)}.{_first(style)!r}: no encoder")
-    multipliers = []
-    for level in range(levels):
-        width = shape_of(shapes, f"{style.encoder.format(level=level)}.{_first(style)}")[0]
-        if width % channels:
-            raise ValueError(
-                f"level {level} of the encoder is {width} wide, which is no multiple of the first "
-                f"convolution's {channels}"
-            )
-        multipliers.append(width // channels)
+
+    def multipliers(side: str) -> tuple[int, ...]:
+        factors = []
+        for level in range(levels):
+            width = shape_of(shapes, f"{style.level(side, level, levels)}.{_first(style)}")[0]
+            if width % channels:
+                raise ValueError(
+                    f"level {level} of the {side} is {width} wide, which is no multiple of the "
+                    f"first convolution's {channels}"
+                )
+            factors.append(width // channels)
+        return tuple(factors)
+
     coarsest = {side: style.level(side, levels - 1, levels) for side in RESAMPLE}
 
     def blocks(side: str) -> int:
@@ -97,13 +101,16 @@ def read_autoencoder(shapes: Shapes, style: Style, options: Mapping[str, Any]) -
         "latent": shape_of(shapes, "post_quant_conv.weight")[0],
         "code_width": shape_of(shapes, "post_quant_conv.weight")[1],
         "channels": channels,
-        "multipliers": tuple(multipliers),
+        "multipliers": multipliers("encoder"),
         "encoder_blocks": blocks("encoder"),
         "decoder_blocks": blocks("decoder"),
         "attention": bool(in_the_middle("encoder") or attending("encoder")),
         "middle": f"encoder.{style.middle[0]}.conv1.weight" in shapes,
         "projection": to_code[2],
     }
+    factors = agree("decoder_multipliers", multipliers("decoder"), options, "the file")
+    if factors != found["multipliers"]:
+        found["decoder_multipliers"] = factors
     for side in RESAMPLE:
         if found["attention"] and attending(side) != (levels - 1,):
             found[f"{side}_attention"] = attending(side)
@@ -115,12 +122,12 @@ def read_autoencoder(shapes: Shapes, style: Style, options: Mapping[str, Any]) -
 
 def autoencoder_places(fields: Mapping[str, Any], style: Style) -> Places:
     """Places of the autoencoder of a section 'tokenizer.autoencoder', under 'autoencoder'."""
-    multipliers = tuple(fields["multipliers"])
-    levels, channels = len(multipliers), fields["channels"]
+    multipliers = {"encoder": tuple(fields["multipliers"])}
+    multipliers["decoder"] = tuple(fields.get("decoder_multipliers") or multipliers["encoder"])
+    levels, channels = len(multipliers["encoder"]), fields["channels"]
     attention, middle = fields.get("attention", True), fields.get("middle", True)
     said = {side: fields.get(f"{side}_attention") for side in RESAMPLE}
     attending = {side: (levels - 1,) if at is None else tuple(at) for side, at in said.items()}
-    widths = [channels * factor for factor in multipliers]
     places: Places = {}
 
     def conv(key: str, ours: str) -> None:
@@ -152,6 +159,7 @@ def autoencoder_places(fields: Mapping[str, Any], style: Style) -> Places:
 
     for side in RESAMPLE:
         conv(f"{side}.conv_in", f"{side}/conv_in")
+        widths = [channels * factor for factor in multipliers[side]]
         before = channels if side == "encoder" else widths[-1]
         order = range(levels) if side == "encoder" else range(levels - 1, -1, -1)
         for level in order:

@@ -26,6 +26,7 @@ class Autoencoder(nn.Module, kw_only=True):
         latent: channels between the encoder and the projection to the codes.
         code_width: channels of a code vector.
         channels, multipliers, attention, middle, patch, groups: see `ar_jax.nn.conv.Encoder`.
+        decoder_multipliers: of the decoder, as many; None: ``multipliers``.
         encoder_blocks, decoder_blocks: residual blocks a level.
         encoder_attention, decoder_attention: levels with attention after each block, 0 the finest;
             None: the last one. Without ``attention`` there is none, in the middle neither.
@@ -38,6 +39,7 @@ class Autoencoder(nn.Module, kw_only=True):
     code_width: int
     channels: int
     multipliers: tuple[int, ...]
+    decoder_multipliers: tuple[int, ...] | None = None
     encoder_blocks: int = 2
     decoder_blocks: int = 3
     attention: bool = True
@@ -77,7 +79,6 @@ class Autoencoder(nn.Module, kw_only=True):
     def setup(self) -> None:
         common: dict[str, Any] = dict(
             channels=self.channels,
-            multipliers=self.multipliers,
             attention=self.attention,
             middle=self.middle,
             patch=self.patch,
@@ -87,12 +88,14 @@ class Autoencoder(nn.Module, kw_only=True):
         doubled = 2 if self.moments else 1
         self.encoder = Encoder(
             latent=doubled * self.latent,
+            multipliers=self.multipliers,
             blocks=self.encoder_blocks,
             attention_levels=self.encoder_attention,
             **common,
         )
         self.decoder = Decoder(
             image_channels=self.image_channels,
+            multipliers=self.decoder_multipliers or self.multipliers,
             blocks=self.decoder_blocks,
             attention_levels=self.decoder_attention,
             **common,
