@@ -16,7 +16,7 @@ from ar_jax.api import System
 from ar_jax.convert.parity.stepwise import teacher_forced
 from ar_jax.sampling.filters import Knobs, truncate
 from ar_jax.sampling.guidance import Guidance
-from ar_jax.sampling.loop import CachedSampler, draw_codes, image_keys
+from ar_jax.sampling.loop import CachedSampler, decode_codes, draw_codes, image_keys
 from tests.modules import apply
 from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.toy_systems import CLASSES, toy_labels, toy_system
@@ -39,7 +39,7 @@ class Toy:
     def draw(self, count: int = BATCH, *, seed: int = 0, first: int = 0, **settings: Any):
         """Codes [count, L] of images first, first + 1, ...; classes in turn by image."""
         labels = {"label": (first + jnp.arange(count, dtype=jnp.int32)) % CLASSES}
-        keys = image_keys(seed, first, count)
+        keys = None if "noise" in settings else image_keys(seed, first, count)
         return np.asarray(self.sampler(labels, keys, **settings).codes)
 
     def guided_logits(self, cond: Any, codes: Any, guidance: Guidance) -> jax.Array:
@@ -98,6 +98,8 @@ def test_greedy_is_deterministic_across_seeds_and_batch_sizes(toy):
     np.testing.assert_array_equal(codes, greedy(seed=11))
     np.testing.assert_array_equal(codes[:3], greedy(3, seed=5))
     np.testing.assert_array_equal(codes[3:6], codes[:3])  # the same three classes
+    keyless = toy.sampler(toy_labels(BATCH), knobs=Knobs(temperature=0.0), guidance=GUIDED)
+    np.testing.assert_array_equal(codes, keyless.codes)
 
 
 def test_explicit_noise_reproduces_the_keys(toy):
@@ -118,8 +120,9 @@ def test_explicit_noise_reproduces_the_keys(toy):
 
 def test_one_program_for_all_settings(toy):
     programs: Any = draw_codes
+    decoding: Any = decode_codes
     toy.draw(guidance=GUIDED)
-    size = programs._cache_size()
+    size, decoders = programs._cache_size(), decoding._cache_size()
     for seed, knobs, guidance in (
         (1, Knobs(temperature=0.0), GUIDED),
         (2, Knobs(temperature=0.5, top_k=3), Guidance(scale=1.3)),
@@ -127,9 +130,9 @@ def test_one_program_for_all_settings(toy):
         (4, Knobs(top_k=0), Guidance(scale=3, kind="linear", start=1, stop=2)),
     ):
         toy.draw(seed=seed, first=seed, knobs=knobs, guidance=guidance)
-    assert programs._cache_size() == size
-    toy.draw(BATCH + 1, guidance=GUIDED)  # the count can tell
-    assert programs._cache_size() == size + 1
+    assert (programs._cache_size(), decoding._cache_size()) == (size, decoders)
+    toy.draw(BATCH + 1, guidance=GUIDED)  # the counts can tell
+    assert (programs._cache_size(), decoding._cache_size()) == (size + 1, decoders + 1)
 
 
 def test_scale_one_is_the_conditional_distribution(toy, noise):
@@ -177,6 +180,7 @@ def test_eight_devices_draw_what_one_does(toy):
     [
         (dict(noise=jnp.zeros((BATCH, 5, 8))), ["noise", "(8, 5, 8)", "(8, 16)"]),
         (dict(keys=image_keys(0, 0, 3)), ["keys", "3", "8"]),
+        (dict(keys=None), ["neither keys nor noise", "temperature 1.0", "one key an image"]),
         (dict(knobs=Knobs(smooth=True)), ["sampling.smooth=True", "set it to False"]),
         (dict(knobs=Knobs(smooth=2)), ["sampling.smooth is 2"]),  # type: ignore[arg-type]
     ],

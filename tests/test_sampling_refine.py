@@ -45,7 +45,7 @@ def drawn(sampler) -> Any:
 def test_keys_and_their_noise_draw_the_same(sampler, drawn):
     with jax.debug_key_reuse(True):
         noise = jax.jit(draw_noise, static_argnums=0)(sampler.system, KEYS)
-    again = sampler({"label": LABELS}, KEYS[::-1], guidance=GUIDANCE, noise=noise)
+    again = sampler({"label": LABELS}, guidance=GUIDANCE, noise=noise)
     np.testing.assert_array_equal(again.order, drawn.order)
     np.testing.assert_allclose(again.codes, drawn.codes, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(np.sort(drawn.order, axis=1), [np.arange(16)] * len(LABELS))
@@ -110,6 +110,8 @@ def test_what_does_not_fit_is_refused(sampler):
     cond = {"label": LABELS}
     with pytest.raises(ValueError, match="7 keys for 8 conditions"):
         sampler(cond, KEYS[:7])
+    with pytest.raises(ValueError, match="neither keys nor noise are given: give one key an image"):
+        sampler(cond)
     with pytest.raises(ValueError, match=r"sampling\.top_k is 5, which means nothing"):
         sampler(cond, KEYS, knobs=Knobs(top_k=5))
     noise = RefineNoise(jnp.zeros((8, 16), int), jnp.zeros((8, 16, 2)), jnp.zeros((3, 8, 16, 2)))

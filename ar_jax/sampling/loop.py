@@ -1,8 +1,9 @@
-"""The cached sampler: one jitted program draws all steps of a schedule and decodes the images.
+"""The cached sampler: one jitted program draws all steps of a schedule, a second decodes the codes.
 
 Equal steps (raster) run in a `lax.scan`; ragged ones (next-scale) as a Python loop over static
 slices inside the same program. Labels, keys, knobs and guidance are traced, so none of them
-recompiles it; only another batch size does, and switching guidance on or off.
+recompiles either; only another batch size does, and of the first switching guidance on or off, or
+from keys to noise.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class CachedSampler:
     def __call__(
         self,
         cond: Cond,
-        keys: Array,
+        keys: Array | None = None,
         *,
         knobs: Knobs | None = None,
         guidance: Guidance | None = None,
@@ -52,7 +53,8 @@ class CachedSampler:
         Args:
             cond: the condition, for classes ``{'label': int32 [B]}``.
             keys: one typed key an image [B], so that an image depends on its key and condition
-                and not on the batch it was drawn in. See `image_keys`.
+                and not on the batch it was drawn in. See `image_keys`. Not needed where ``noise``
+                is given, which comes first, or where temperature 0 leaves nothing to chance.
             knobs: temperature and filters; default plain sampling.
             guidance: default none.
             noise: float32 [B, L, V] standard Gumbel noise in place of the keys', in the order of
@@ -65,15 +67,13 @@ class CachedSampler:
             and the order if one was given.
 
         Raises:
-            ValueError: if keys, noise or order are not one for every condition, an order is no
-                permutation, or the tokenizer cannot mix codes for ``knobs.smooth``.
+            ValueError: if neither keys nor noise are given for a temperature above 0, if keys,
+                noise or order are not one for every condition, an order is no permutation, or the
+                tokenizer cannot mix codes for ``knobs.smooth``.
         """
         schedule = self.system.schedule
         batch_size = len(jax.tree.leaves(cond)[0])
-        if len(keys) != batch_size:
-            raise ValueError(
-                f"there are {len(keys)} keys for {batch_size} conditions: give one key an image"
-            )
+        check_keys(keys, batch_size)
         if noise is not None and noise.shape[:2] != (batch_size, schedule.length):
             raise ValueError(
                 f"the noise has the shape {noise.shape}; it must begin with "
@@ -81,8 +81,14 @@ class CachedSampler:
             )
         if order is not None:
             order = check_order(order, batch_size, schedule.length)
-        scales = (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
         knobs = (knobs or Knobs()).as_arrays()
+        if keys is None and noise is None and knobs.temperature > 0:
+            raise ValueError(
+                f"neither keys nor noise are given for sampling.temperature {knobs.temperature}: "
+                "give one key an image (`image_keys`) or the noise; only temperature 0 needs none"
+            )
+        keys = keys if noise is None else None  # one program, whoever gives both
+        scales = (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
         guided = bool(np.any(scales != 1.0))
         inputs = (self.system, self.params, cond, keys, knobs, jnp.asarray(scales), noise, order)
         if not knobs.smooth:
@@ -119,6 +125,14 @@ class CachedSampler:
         return decode_codes(self.system, self.params["tokenizer"], codes, steps=steps)
 
 
+def check_keys(keys: Array | None, batch_size: int) -> None:
+    """Raises ValueError unless ``keys``, where they are given, are one for every condition."""
+    if keys is not None and len(keys) != batch_size:
+        raise ValueError(
+            f"there are {len(keys)} keys for {batch_size} conditions: give one key an image"
+        )
+
+
 def check_order(order: Any, batch_size: int, length: int) -> Array:
     """``order`` as int32 [B, L]; ValueError unless its rows are permutations of 0 ... L - 1."""
     cells = np.asarray(order)
@@ -153,7 +167,7 @@ def draw_codes(
     system: System,
     params: Params,
     cond: Cond,
-    keys: Array,
+    keys: Array | None,
     knobs: Knobs,
     scales: Array,
     noise: Array | None,
@@ -170,7 +184,7 @@ def draw_features(
     system: System,
     params: Params,
     cond: Cond,
-    keys: Array,
+    keys: Array | None,
     knobs: Knobs,
     scales: Array,
     noise: Array | None,
@@ -186,7 +200,7 @@ def draw_steps(
     system: System,
     params: Params,
     cond: Cond,
-    keys: Array,
+    keys: Array | None,
     knobs: Knobs,
     scales: Array,
     noise: Array | None,
@@ -195,7 +209,7 @@ def draw_steps(
     guided: bool,
 ) -> tuple[Array, Any]:
     """The program itself, not compiled: (codes [B, L], what the tokenizer carries at the end)."""
-    schedule, batch_size = system.schedule, len(keys)
+    schedule, batch_size = system.schedule, len(jax.tree.leaves(cond)[0])
     if guided:
         null = system.backbone.conditioner.null(cond)
         cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
@@ -230,6 +244,8 @@ def draw_steps(
             count = logits.shape[1]
             first = schedule.starts[index] if isinstance(index, int) else index * count
             gumbel = jax.lax.dynamic_slice_in_dim(noise, first, count, axis=1)
+        elif keys is None:
+            return jnp.zeros_like(logits)
         else:
             gumbel = jax.vmap(
                 lambda key: jax.random.gumbel(jax.random.fold_in(key, index), logits.shape[1:])

@@ -20,6 +20,7 @@ import numpy as np
 from ar_jax.api import Array, Cond, Params, Samples, System
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
+from ar_jax.sampling.loop import check_keys
 from ar_jax.schedules import Schedule
 
 MAX_GROUPS = 8
@@ -52,7 +53,7 @@ class RefineSampler:
     def __call__(
         self,
         cond: Cond,
-        keys: Array,
+        keys: Array | None = None,
         *,
         knobs: Knobs | None = None,
         guidance: Guidance | None = None,
@@ -62,7 +63,8 @@ class RefineSampler:
 
         Args:
             cond: ``{'label': int32 [B]}``.
-            keys: one typed key an image [B]; an image depends on its own alone.
+            keys: one typed key an image [B]; an image depends on its own alone. Not needed where
+                ``noise`` is given, which comes first.
             knobs: of these the temperature, a factor on the noise of the head's steps.
             guidance: default none.
             noise: in place of the keys'; see `draw_noise`.
@@ -71,17 +73,20 @@ class RefineSampler:
             codes float32 [B, L, C], images float32 [B, H, W, channels] in [-1, 1], and the order.
 
         Raises:
-            ValueError: if keys or noise are not one for every condition, or knobs are set that
-                mean nothing for continuous codes.
+            ValueError: if neither keys nor noise are given, they are not one for every condition,
+                or knobs are set that mean nothing for continuous codes.
         """
         knobs = knobs or Knobs()
         _check_knobs(knobs)
         schedule, head = self.system.schedule, self.system.head
         batch_size = len(jax.tree.leaves(cond)[0])
-        if len(keys) != batch_size:
+        check_keys(keys, batch_size)
+        if keys is None and noise is None:
             raise ValueError(
-                f"there are {len(keys)} keys for {batch_size} conditions: give one key an image"
+                "neither keys nor noise are given: give one key an image (`image_keys`) or the "
+                "noise; the order of the codes is drawn at any temperature"
             )
+        keys = keys if noise is None else None  # one program, whoever gives both
         if noise is not None:
             shape = (batch_size, schedule.length, head.code_width)
             steps = (len(head.sampling.timesteps), *shape)
@@ -111,7 +116,7 @@ class RefineSampler:
     def _arguments(
         self,
         cond: Cond,
-        keys: Array,
+        keys: Array | None,
         knobs: Knobs,
         guidance: Guidance | None,
         noise: RefineNoise | None,
@@ -190,19 +195,27 @@ def draw_codes(
     system: System,
     params: Params,
     cond: Cond,
-    keys: Array,
+    keys: Array | None,
     temperature: Array,
     scales: Array,
     noise: RefineNoise | None,
     *,
     guided: bool,
 ) -> tuple[Array, Array]:
-    """The sampling program: (codes float32 [B, L, C], order int32 [B, L])."""
+    """The sampling program: (codes float32 [B, L, C], order int32 [B, L]).
+
+    Of ``keys`` and ``noise`` one is None.
+    """
     schedule, backbone, head = system.schedule, system.backbone, system.head
-    batch_size, length, width = len(keys), schedule.length, head.code_width
+    batch_size = len(jax.tree.leaves(cond)[0])
+    length, width = schedule.length, head.code_width
     apply: Any = functools.partial(backbone.apply, {"params": params["backbone"]})
     images = jnp.arange(batch_size)[:, None]
-    order = draw_order(keys, length) if noise is None else noise.order
+    if noise is None:
+        assert keys is not None
+        order = draw_order(keys, length)
+    else:
+        order = noise.order
     largest = max(schedule.sizes)
     padded = jnp.pad(order, ((0, 0), (0, largest)))  # a slice must not be pushed back at the end
     if guided:
@@ -217,6 +230,7 @@ def draw_codes(
         """(start [B n, C], noise of the head's steps) of the codes drawn from the first-th on."""
         ranks = first + jnp.arange(count)
         if noise is None:
+            assert keys is not None
 
             def steps(n: Array) -> Array:
                 return _row_noise(keys, ranks, n + 1, width).reshape(-1, width)
