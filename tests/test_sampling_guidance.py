@@ -53,8 +53,23 @@ def test_vars_convention():
         assert mixed == pytest.approx((1 + t) * cond - t * null, rel=1e-6)
 
 
-def test_errors():
-    with pytest.raises(ValueError, match="guidance.kind is 'cosine'.*power_cosine"):
-        Guidance(kind="cosine")
-    with pytest.raises(ValueError, match="guidance.scale is -1.0.*>= 0"):
-        Guidance(scale=-1.0)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(kind="cosine"), "guidance.kind is 'cosine'.*power_cosine"),
+        (dict(scale=-1.0), "guidance.scale is -1.0.*>= 0"),
+        (dict(scale=math.nan), "guidance.scale is nan.*>= 0"),
+        (dict(power=-0.5), "guidance.power is -0.5.*>= 0"),
+        (dict(start=-1), "guidance.start is -1.*>= 0"),
+        (dict(stop=-2), "guidance.stop is -2.*>= -1"),
+    ],
+)
+def test_errors(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Guidance(**fields)
+
+
+def test_guidance_that_would_never_begin():
+    assert Guidance(scale=2.0, start=STEPS - 1).scales(STEPS)[-1] == 2.0
+    with pytest.raises(ValueError, match="guidance.start is 7, .* the steps 0 to 6"):
+        Guidance(scale=2.0, start=STEPS).scales(STEPS)

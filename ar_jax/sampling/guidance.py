@@ -24,8 +24,11 @@ class Guidance:
             (1 - cos(pi q^power)) / 2 with q = s / S, so that the last step stays below w (RAR);
             power 0 is constant. 'linear_excess': 1 + w r, VAR's convention, whose official cfg 1.5
             means 2.5 at the last scale.
-        power: exponent of 'power_cosine'.
+        power: exponent of 'power_cosine', >= 0.
         start, stop: guided steps, start <= s < stop (stop -1: the last one too); others use 1.
+
+    Raises:
+        ValueError: names the field that is out of its range, its value, and the range.
     """
 
     scale: float = 1.0
@@ -37,14 +40,24 @@ class Guidance:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"sampling.guidance.kind is {self.kind!r}; it must be one of {KINDS}")
-        if self.scale < 0:
-            raise ValueError(f"sampling.guidance.scale is {self.scale}; it must be >= 0")
+        for name, least in (("scale", 0), ("power", 0), ("start", 0), ("stop", -1)):
+            value = getattr(self, name)
+            if not value >= least:
+                raise ValueError(f"sampling.guidance.{name} is {value}; it must be >= {least}")
 
     def scales(self, num_steps: int, known: np.ndarray | None = None) -> np.ndarray:
         """The scale of every step, float32 [S].
 
         ``known``, float [S], is `Schedule.known`; None: all steps are of one size.
+
+        Raises:
+            ValueError: ``start`` is none of the steps, so that nothing would be guided.
         """
+        if self.start >= num_steps:
+            raise ValueError(
+                f"sampling.guidance.start is {self.start}, but the schedule has the steps 0 to "
+                f"{num_steps - 1}: guidance would never begin"
+            )
         steps = np.arange(num_steps)
         ratio = steps / max(num_steps - 1, 1)
         if self.kind == "constant":
