@@ -79,6 +79,12 @@ def test_flags_replace_fields_and_none_leaves_them():
     assert text == "guidance 2 (linear), temperature 0.9, min-p 0.1"
 
 
+def test_a_report_says_all_of_the_guidance():
+    guidance = Guidance(scale=9.5, kind="power_cosine", power=2.75, start=3, stop=20)
+    text = describe_sampling(Knobs(), guidance)
+    assert text == "guidance 9.5 (power_cosine, power 2.75, start 3, stop 20), temperature 1"
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

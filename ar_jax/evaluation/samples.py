@@ -110,8 +110,15 @@ def sampling_of(config: Any, overrides: Mapping[str, Any] | None = None) -> tupl
 
 
 def describe_sampling(knobs: Knobs, guidance: Guidance) -> str:
-    """'guidance 2 (constant), temperature 1, top-k 100', for reports."""
-    parts = [f"guidance {guidance.scale:g} ({guidance.kind})"]
+    """'guidance 2 (constant), temperature 1, top-k 100', for reports: all that is not default."""
+    plain = Guidance()
+    fields = [guidance.kind]
+    fields += [
+        f"{name} {getattr(guidance, name):g}"
+        for name in ("power", "start", "stop")
+        if getattr(guidance, name) != getattr(plain, name)
+    ]
+    parts = [f"guidance {guidance.scale:g} ({', '.join(fields)})"]
     parts += [f"temperature {float(knobs.temperature):g}"]
     filters = {"top-k": knobs.top_k, "top-p": knobs.top_p, "min-p": knobs.min_p}
     parts += [f"{name} {float(v):g}" for name, v in filters.items() if v]
