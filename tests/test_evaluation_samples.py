@@ -99,11 +99,11 @@ def test_bad_sampling(field, value, message):
         sampling_of(CONFIG, {field: value})
 
 
-@pytest.mark.parametrize("steps", [1, 4, 8, 9, 49, 256])
+@pytest.mark.parametrize("steps", [1, 4, 10, 11, 49, 256])
 def test_stages_end_with_the_whole_image(steps):
     shown = stages(steps)
     assert shown[0] == 1 and shown[-1] == steps
-    assert len(shown) == min(steps, 8) and list(shown) == sorted(set(shown))
+    assert len(shown) == min(steps, 10) and list(shown) == sorted(set(shown))
 
 
 def test_parts_of_the_codes():

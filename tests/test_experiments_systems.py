@@ -140,7 +140,7 @@ def test_sample_files(runs, tmp_path):
     with Image.open(out) as picture:
         assert picture.size == (3 * side - 2, 2 * side - 2)
     with Image.open(out.with_name("grid_strip.png")) as picture:
-        stages = {"var": 4, "llamagen": 8}[runs.system]
+        stages = {"var": 4, "llamagen": 10}[runs.system]
         assert picture.size == (stages * side - 2, 2 * side - 2)
     with pytest.raises(ValueError, match=r"samples\.npz exists"):
         sample_workdir(runs.generator, tmp_path / "new.png", npz=npz)

@@ -22,7 +22,7 @@ from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import image_keys
 from ar_jax.tokenizers.tokenizer import to_uint8
 
-MAX_STAGES = 8  # columns of a strip
+MAX_STAGES = 10  # columns of a strip: VAR's scales
 MAX_ROWS = 10  # rows of a strip
 MAX_GRID = 400  # images of a grid: a picture of fifty thousand opens nowhere
 
