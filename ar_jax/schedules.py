@@ -27,7 +27,8 @@ class Schedule:
         random: training permutes the codes of every sample. Sampling and evaluation keep to this
             schedule's own order unless they are given another.
         anneal: (start, end) in training steps: the share of samples that are permuted is 1 until
-            the start, falls linearly to 0 at the end and stays there; None: 1 for ever.
+            the start, falls linearly to 0 at the end and stays there (with both equal it is 0 from
+            the next step on); None: 1 for ever.
     """
 
     name: str
@@ -38,11 +39,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.anneal is not None and not (
-            len(self.anneal) == 2 and 0 <= self.anneal[0] < self.anneal[1]
+            len(self.anneal) == 2 and 0 <= self.anneal[0] <= self.anneal[1]
         ):
             raise ValueError(
                 f"schedule.anneal is {self.anneal}; it must be two numbers of training steps, "
-                "0 <= start < end"
+                "0 <= start <= end"
             )
         cells = sum(rows * columns for rows, columns in self.grids)
         if sum(self.sizes) != cells:

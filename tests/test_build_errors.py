@@ -152,7 +152,7 @@ CASES: list[tuple[str, str, Any, list[str]]] = [
         "target_aware",
         ["backbone.positions", "one code a step", "[1, 4, 16]"],
     ),
-    ("random", "schedule.anneal", (7, 7), ["schedule.anneal", "(7, 7)", "start < end"]),
+    ("random", "schedule.anneal", (7, 6), ["schedule.anneal", "(7, 6)", "start <= end"]),
     ("random", "backbone.condition", "text", ["backbone.shared_embedding", "'text'"]),
     ("random", "backbone.modulation", "none", ["backbone.step_embedding", "'none'", "'own'"]),
     ("raster", "tokenizer.autoencoder.name", "unet", ["autoencoder.name", "'unet'", "'pooled'"]),

@@ -19,7 +19,7 @@ def random_share(schedule: Schedule, step: Array | int) -> Array:
     start, end = schedule.anneal
     # The difference is of integers: float32 has no room for large numbers of steps.
     past = (jnp.asarray(step, jnp.int32) - start).astype(jnp.float32)
-    return 1.0 - jnp.clip(past / (end - start), 0.0, 1.0)
+    return 1.0 - jnp.clip(past / max(end - start, 1), 0.0, 1.0)
 
 
 def draw_orders(key: Array, share: Array, batch_size: int, length: int) -> Array:
