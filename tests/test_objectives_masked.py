@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ar_jax.objectives.masked import Masked, hide
+from ar_jax.objectives.masked import Masked, hidden_count, hide
 from tests.modules import apply
 from tests.objective_calls import close, gradient_of, loss_of, replicated, sharded
 from tests.quick_compilation import quick_compilation  # noqa: F401
@@ -126,7 +126,28 @@ def test_eight_devices_train_as_one():
     close(eight, one, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("fields", [{"rate_min": 1.0}, {"rate_std": 0.0}, {"repeats": 0}])
+@pytest.mark.parametrize(("length", "rate"), [(25, 0.6), (100, 0.55), (7, 1.0), (10, 0.7)])
+def test_hidden_codes_are_counted_in_float64(length, rate):
+    order = jnp.arange(length, dtype=jnp.int32)[None]
+    assert int(hide(order, rate).sum()) == int(np.ceil(length * rate))
+    # A traced rate stays inside the range whatever float32 rounds it to.
+    for traced in (rate - 1e-7, 1 + 1e-6):
+        count = jax.jit(lambda r: hidden_count(length, r, rate))(jnp.float32(traced))
+        assert np.ceil(length * rate) <= count <= length
+
+
+@pytest.mark.parametrize("rate_min", [0.0, 1.0])
+def test_the_ends_of_the_range_are_rates_too(rate_min):
+    objective = Masked(system=SYSTEM, rate_min=rate_min)
+    draws = objective.draw(jax.random.key(3), CODES.shape)
+    assert rate_min <= float(draws.rate) <= 1
+    loss = jax.eval_shape(lambda p: objective.loss_of(p, CODES, COND, draws)[0], TRAINED)
+    assert loss.shape == ()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"rate_min": 1.5}, {"rate_min": -0.1}, {"rate_std": 0.0}, {"repeats": 0}]
+)
 def test_bad_fields_are_errors(fields):
     with pytest.raises(ValueError, match=f"objective.*{next(iter(fields))}"):
         Masked(system=SYSTEM, **fields)

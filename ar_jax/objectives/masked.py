@@ -18,7 +18,7 @@ class MaskedDraws:
     """All that chance decides in a batch, in place of a key; R repeats."""
 
     order: Array  # int32 [B, L], the positions in an order of each image's own
-    rate: Array  # scalar: the first ceil(L rate) of the order are hidden
+    rate: Array | float  # the first ceil(L rate) of the order are hidden; see `hidden_count`
     times: Array  # int32 [B, R, L], timesteps of the head's diffusion
     noise: Array  # float32 [B, R, L, C], standard normal
 
@@ -51,10 +51,10 @@ class Masked:
     repeats: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate_min < 1 or self.rate_std <= 0:
+        if not 0 <= self.rate_min <= 1 or self.rate_std <= 0:
             raise ValueError(
                 f"objective.rate_min is {self.rate_min} and rate_std {self.rate_std}; rate_min "
-                "must lie in (0, 1) and rate_std be positive"
+                "must lie in [0, 1] and rate_std be positive"
             )
         if self.repeats < 1:
             raise ValueError(f"objective.repeats is {self.repeats}; it must be at least 1")
@@ -133,7 +133,7 @@ class Masked:
             codes,
             cond,
             draws.order,
-            length - hidden_count(length, draws.rate),
+            length - hidden_count(length, draws.rate, self.rate_min),
             most=length - math.ceil(length * self.rate_min),
             train=dropout is not None,
             rngs=None if dropout is None else {"dropout": dropout},
@@ -153,7 +153,7 @@ class Masked:
             draws.noise.reshape(-1, codes.shape[-1]),
             method="loss",
         )
-        share = hide(draws.order, draws.rate).astype(jnp.float32)
+        share = hide(draws.order, draws.rate, self.rate_min).astype(jnp.float32)
         if weights is not None:
             share = share * weights[:, None]
         counted = jnp.broadcast_to(share[:, None], shape).reshape(-1)
@@ -200,11 +200,18 @@ class Masked:
         return jax.lax.stop_gradient(codes)
 
 
-def hidden_count(length: int, rate: Array | float) -> Array:
-    """ceil(L rate), int32 scalar."""
-    return jnp.ceil(length * rate).astype(jnp.int32)
+def hidden_count(length: int, rate: Array | float, rate_min: float = 0.0) -> Array:
+    """ceil(L rate), int32 scalar, for rates in [``rate_min``, 1].
+
+    In float64 for a Python number, as in the official code; for an array in float32, whose rounding
+    is kept from leaving the range.
+    """
+    least = math.ceil(length * rate_min)
+    if isinstance(rate, float | int):
+        return jnp.int32(min(max(math.ceil(length * rate), least), length))
+    return jnp.clip(jnp.ceil(length * rate).astype(jnp.int32), least, length)
 
 
-def hide(order: Array, rate: Array | float) -> Array:
+def hide(order: Array, rate: Array | float, rate_min: float = 0.0) -> Array:
     """Bool [B, L]: the first ceil(L rate) positions of every order int32 [B, L]."""
-    return jnp.argsort(order, axis=1) < hidden_count(order.shape[1], rate)
+    return jnp.argsort(order, axis=1) < hidden_count(order.shape[1], rate, rate_min)
