@@ -113,6 +113,34 @@ def mar_guidance(config: dict[str, Any]) -> float:
     return config["sampling"]["guidance"]["scale"]
 
 
+@pytest.mark.parametrize(
+    ("inner", "options", "ratio"),
+    [
+        ((128, 192), {}, 4.0),
+        ((128, 192), {"mlp_ratio": 4.01}, 4.01),
+        ((85, 128), {}, 2.67),  # of 8 / 3
+        ((85, 128), {"mlp_ratio": 8 / 3}, 8 / 3),
+    ],
+)
+def test_the_feed_forward_ratio_is_cut_as_officially(inner, options, ratio):
+    """int(width * ratio), in the converter and in the module that it builds."""
+    keys = (f"{side}_blocks.0.mlp.fc1.weight" for side in ("encoder", "decoder"))
+    shapes = {key: (rows, 1) for key, rows in zip(keys, inner, strict=True)}
+    assert mar._mlp_ratio(shapes, (32, 48), options) == ratio
+
+
+def test_a_feed_forward_ratio_that_does_not_fit():
+    keys = [f"{side}_blocks.0.mlp.fc1.weight" for side in ("encoder", "decoder")]
+    shapes = {keys[0]: (128, 32), keys[1]: (192, 48)}
+    with pytest.raises(ValueError, match=r"mlp_ratio is 2\.0, but .* 'encoder_blocks.* has 128"):
+        mar._mlp_ratio(shapes, (32, 48), {"mlp_ratio": 2.0})
+    with pytest.raises(ValueError, match="MAR has one ratio for both"):
+        mar._mlp_ratio(shapes | {keys[1]: (96, 48)}, (32, 48), {})
+    # 100 * 0.57 is a little less than 57: the official layer has 56, and so has ours.
+    few = {keys[0]: (56, 100), keys[1]: (56, 100)}
+    assert mar._mlp_ratio(few, (100, 100), {"mlp_ratio": 0.57}) == 0.57
+
+
 def test_released_tokenizer():
     config = load("configs/imagenet256/tokenizer_kl.py").get_config().to_dict()
     part = mar.tokenizer_part(config)

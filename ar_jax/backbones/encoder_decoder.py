@@ -33,7 +33,7 @@ class EncoderDecoder(nn.Module, kw_only=True):
         width, depth, heads: of the encoder.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
         buffer: rows of the class embedding in front of the codes.
-        mlp_ratio: inner width of the feed-forward layers over the width.
+        mlp_ratio: the feed-forward layers are int(width * mlp_ratio) wide.
         norm_epsilon, activation, remat, scan: see `ar_jax.nn.blocks`.
         attention_dropout, dropout: on attention weights; after attention and twice in the
             feed-forward layers.
@@ -201,7 +201,7 @@ class EncoderDecoder(nn.Module, kw_only=True):
         fields: dict[str, Any] = dict(
             heads=heads,
             kv_heads=heads,
-            mlp_hidden=int(width * self.mlp_ratio + 1e-6),
+            mlp_hidden=int(width * self.mlp_ratio),
             norm="affine_layernorm",
             norm_epsilon=self.norm_epsilon,
             modulation="none",

@@ -12,6 +12,7 @@ Options, beside the fields that the tensors say:
     heads, decoder_heads    width / 64, at most 16
     iterations, sampling_steps    64 (no more than codes), '100'
     guidance, temperature         of the sampler: 1, 1
+    mlp_ratio       where the widths of the feed-forward layers leave a choice
     attention_dropout, dropout, rate_min, repeats, label_dropout    0.1, 0.1, 0.7, 4, 0.1
 """
 
@@ -81,15 +82,6 @@ def generator(shapes: Shapes, options: Mapping[str, Any]) -> Part:
         raise ValueError(
             f"'diffusion_pos_embed_learned' has {length} positions, which is no square"
         )
-    ratios = {
-        name: shape_of(shapes, f"{name}_blocks.0.mlp.fc1.weight")[0] / wide
-        for name, wide in (("encoder", width), ("decoder", decoder_width))
-    }
-    if round(decoder_width * ratios["encoder"]) != round(decoder_width * ratios["decoder"]):
-        raise ValueError(
-            f"the feed-forward layers are {ratios['encoder']:g} times as wide as the encoder but "
-            f"{ratios['decoder']:g} times as wide as the decoder: MAR has one ratio for both"
-        )
     backbone = dict(
         name="encoder_decoder",
         code_width=agree("code_width", code_width, options, "z_proj.weight"),
@@ -101,7 +93,7 @@ def generator(shapes: Shapes, options: Mapping[str, Any]) -> Part:
         decoder_depth=_count(shapes, "decoder_blocks.{}.norm1.weight"),
         decoder_heads=_heads("decoder_heads", decoder_width, options),
         buffer=agree("buffer", rows - length, options, "encoder_pos_embed_learned"),
-        mlp_ratio=ratios["encoder"],
+        mlp_ratio=_mlp_ratio(shapes, (width, decoder_width), options),
         norm_epsilon=1e-6,
         activation="gelu",
         attention_dropout=options.get("attention_dropout", 0.1),
@@ -228,6 +220,37 @@ def _norm(key: str, ours: str, layer: int | None = None) -> Places:
         f"{key}.weight": same(f"{ours}/scale", layer),
         f"{key}.bias": same(f"{ours}/bias", layer),
     }
+
+
+def _mlp_ratio(shapes: Shapes, widths: tuple[int, int], options: Mapping[str, Any]) -> float:
+    """The one ratio of both feed-forward widths, which officially are int(width * ratio).
+
+    Many ratios give the same widths: the option's, or the one of fewest digits.
+    """
+    keys = [f"{side}_blocks.0.mlp.fc1.weight" for side in ("encoder", "decoder")]
+    inner = [shape_of(shapes, key)[0] for key in keys]
+
+    def fits(ratio: float) -> bool:
+        return [int(width * ratio) for width in widths] == inner
+
+    said = options.get("mlp_ratio")
+    if said is not None:
+        if not fits(said):
+            raise ValueError(
+                f"mlp_ratio is {said}, but for widths of {widths[0]} and {widths[1]} {keys[0]!r} "
+                f"has {inner[0]} and {keys[1]!r} {inner[1]} rows"
+            )
+        return float(said)
+    ratios = [rows / width for rows, width in zip(inner, widths, strict=True)]
+    least = max(ratios)
+    end = min((rows + 1) / width for rows, width in zip(inner, widths, strict=True))
+    for ratio in (*(round(least, digits) for digits in range(16)), least, (least + end) / 2):
+        if fits(ratio):
+            return float(ratio)
+    raise ValueError(
+        f"the feed-forward layers are {ratios[0]:g} times as wide as the encoder but "
+        f"{ratios[1]:g} times as wide as the decoder: MAR has one ratio for both"
+    )
 
 
 def _heads(name: str, width: int, options: Mapping[str, Any]) -> int:
