@@ -15,13 +15,16 @@ from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.consistency import (
     AnyTokenizer,
+    check_groups,
     check_label_dropout,
     check_latents,
     check_levels,
     check_objective,
+    check_quantizer,
     check_system,
     check_tokenizer_objective,
 )
+from ar_jax.field_types import check_types
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.nn.blocks import REMAT_POLICIES
@@ -105,7 +108,9 @@ def build_tokenizer(config: Config, dtype: Any = None) -> AnyTokenizer:
     else:
         placed = {"grid": grid}
     placed |= {"code_width": autoencoder.code_width}
-    return Tokenizer(autoencoder=autoencoder, quantizer=_call(form, section, "tokenizer", **placed))
+    quantizer = _call(form, section, "tokenizer", **placed)
+    check_quantizer(quantizer)
+    return Tokenizer(autoencoder=autoencoder, quantizer=quantizer)
 
 
 def _build_autoencoder(
@@ -120,9 +125,12 @@ def _build_autoencoder(
                 "tokenizer.autoencoder.name is 'pooled', which has no posterior: tokenizer.name="
                 "'kl' needs 'strided'"
             )
-        return _call(form, fields, "tokenizer.autoencoder", dtype=dtype)
+        pooled = _call(form, fields, "tokenizer.autoencoder", dtype=dtype)
+        check_groups(pooled)
+        return pooled
     autoencoder = _call(form, fields, "tokenizer.autoencoder", dtype=dtype, moments=moments)
     check_levels(autoencoder)
+    check_groups(autoencoder)
     return autoencoder
 
 
@@ -188,7 +196,13 @@ def create_sampler(system: System, params: Params) -> AnySampler:
 
 
 def trains_tokenizer(config: Config) -> bool:
-    """Whether the config trains a tokenizer (else a generator)."""
+    """Whether the config trains a tokenizer (else a generator).
+
+    Raises:
+        ValueError: ``config.objective`` has no name.
+    """
+    if "name" not in config["objective"]:
+        raise ValueError(f"objective.name is missing; it must be one of {sorted(OBJECTIVES)}")
     return config["objective"]["name"] in TOKENIZER_OBJECTIVES
 
 
@@ -220,7 +234,11 @@ def _required(section: dict[str, Any], field: str, axis: str) -> Any:
 
 
 def _call(function: Callable, fields: dict[str, Any], axis: str, **placed: Any) -> Any:
-    """Calls ``function(**fields, **placed)`` after checking the fields against its signature."""
+    """Calls ``function(**fields, **placed)`` after checking the fields against its signature.
+
+    Raises:
+        ValueError: names the field that is unknown, missing, of another type or none of `CHOICES`.
+    """
     signature = inspect.signature(function).parameters
     known = [name for name in signature if name not in {*placed, "parent", "name"}]
     for name, value in fields.items():
@@ -232,6 +250,7 @@ def _call(function: Callable, fields: dict[str, Any], axis: str, **placed: Any) 
     for name in known:
         if signature[name].default is inspect.Parameter.empty and name not in fields:
             raise ValueError(f"{axis}.{name} is missing")
+    check_types(axis, fields, function)
     try:
         return function(**fields, **placed)
     except TypeError as error:

@@ -11,7 +11,8 @@ from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.nn.diffusion import respace
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.kl import KLTokenizer
-from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
+from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
+from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
 AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
@@ -142,6 +143,23 @@ def check_levels(autoencoder: Autoencoder) -> None:
             raise ValueError(f"{field} is {levels}; there are the levels 0 to {count - 1}")
 
 
+def check_groups(autoencoder: Autoencoder | PooledAutoencoder) -> None:
+    """config.tokenizer.autoencoder: group norms of the first level, and so of all, are even."""
+    groups, channels = autoencoder.groups, autoencoder.channels
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"tokenizer.autoencoder.groups is {groups}, which does not divide "
+            f"tokenizer.autoencoder.channels {channels}"
+        )
+
+
+def check_quantizer(quantizer: VectorQuantizer | MultiScaleQuantizer) -> None:
+    """config.tokenizer of name 'vq' or 'multiscale_vq'."""
+    dropout = getattr(quantizer, "scale_dropout", 0.0)
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"tokenizer.scale_dropout is {dropout}; it must lie in [0, 1]")
+
+
 def check_latents(tokenizer: KLTokenizer) -> None:
     """config.tokenizer of name 'kl'."""
     if tokenizer.patch < 1:
@@ -156,6 +174,12 @@ def check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
     if backbone.width % backbone.heads:
         raise ValueError(
             f"backbone.width {backbone.width} is not a multiple of backbone.heads {backbone.heads}"
+        )
+    head_width = backbone.width // backbone.heads
+    if backbone.positions == "rope" and head_width % 4:
+        raise ValueError(
+            f"backbone.width {backbone.width} over backbone.heads {backbone.heads} gives heads of "
+            f"width {head_width}; positions='rope' needs a multiple of 4"
         )
     if backbone.kv_heads is not None and (
         backbone.kv_heads < 1 or backbone.heads % backbone.kv_heads

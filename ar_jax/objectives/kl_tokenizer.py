@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ar_jax.api import Array, Aux, Batch, Params, Stats, weighted_mean
+from ar_jax.objectives.ranges import check_weight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,10 @@ class KLTokenizerObjective:
     l1: float = 0.0
     l2: float = 1.0
     kl: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for term in ("l1", "l2", "kl"):
+            check_weight(term, getattr(self, term))
 
     @property
     def tokens_per_image(self) -> int:

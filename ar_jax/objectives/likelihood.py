@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ar_jax.api import Array, Aux, Batch, Cond, Params, Stats, System, weighted_mean
 from ar_jax.objectives.orders import draw_orders, random_share
+from ar_jax.objectives.ranges import check_share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,10 @@ class Likelihood:
     system: System
     label_dropout: float = 0.1
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_share("label_dropout", self.label_dropout)
+        check_share("label_smoothing", self.label_smoothing)
 
     @property
     def tokens_per_image(self) -> int:

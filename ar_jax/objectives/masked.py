@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ar_jax.api import Array, Aux, Batch, Cond, Params, Stats, System
+from ar_jax.objectives.ranges import check_share
 
 
 @flax.struct.dataclass
@@ -51,6 +52,7 @@ class Masked:
     repeats: int = 1
 
     def __post_init__(self) -> None:
+        check_share("label_dropout", self.label_dropout)
         if not 0 <= self.rate_min <= 1 or self.rate_std <= 0:
             raise ValueError(
                 f"objective.rate_min is {self.rate_min} and rate_std {self.rate_std}; rate_min "

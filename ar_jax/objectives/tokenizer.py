@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ar_jax.api import Array, Aux, Batch, Params, Stats, weighted_mean
 from ar_jax.nn.quantize import Assignments, code_counts, normalise, perplexity, usage, vector_sums
+from ar_jax.objectives.ranges import check_decay, check_weight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,17 @@ class TokenizerObjective:
     usage_decay: float = 0.99
     ema_decay: float = 0.99
     restart_below: float = 0.0
+
+    def __post_init__(self) -> None:
+        for term in ("l1", "l2", "codebook", "commitment", "entropy"):
+            check_weight(term, getattr(self, term))
+        check_decay("usage_decay", self.usage_decay)
+        check_decay("ema_decay", self.ema_decay)
+        if not 0 <= self.restart_below < 1:
+            raise ValueError(
+                f"objective.restart_below is {self.restart_below}; it must lie in [0, 1): from 1 "
+                "on codes of the usual share would restart too"
+            )
 
     @property
     def tokens_per_image(self) -> int:

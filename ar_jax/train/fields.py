@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from jax.sharding import Mesh
 
+from ar_jax.field_types import check_types
 from ar_jax.parallel.mesh import check_batch, make_mesh
 from ar_jax.train.optimizer import Optimizer, build_optimizer
 
@@ -76,7 +77,7 @@ def call_with(
     """``function(**section, **placed)``.
 
     Raises:
-        ValueError: names the field of config.``name`` that is unknown or missing.
+        ValueError: names the field of config.``name`` that is unknown, missing or of another type.
     """
     signature = inspect.signature(function).parameters
     known = [field for field in signature if field not in placed]
@@ -89,6 +90,7 @@ def call_with(
     for field in known:
         if signature[field].default is inspect.Parameter.empty and field not in section:
             raise ValueError(f"config.{name}.{field} is missing")
+    check_types(f"config.{name}", section, function)
     return function(**{field: section[field] for field in section}, **placed)
 
 
@@ -110,6 +112,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: names the field, its value and what would be right.
     """
+    check_types("config", {"seed": config["seed"]}, Settings)
     fields = call_with(TrainFields, config["train"], "train")
     mesh = call_with(make_mesh, config["mesh"], "mesh", devices=None)
     check_batch(mesh, batch_size=fields.batch_size, accumulation=fields.accumulation)
