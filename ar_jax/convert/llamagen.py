@@ -110,7 +110,7 @@ def generator(shapes: Shapes, options: Mapping[str, Any]) -> Part:
     if heads is None and "heads" not in options:
         raise ValueError(
             f"{depth} layers of width {width} are no official size, and the tensors do not say "
-            "the number of heads: give the option heads"
+            "the number of heads: give the option heads (--heads=N)"
         )
     heads = options.get("heads", heads)
     if width % heads:

@@ -9,7 +9,7 @@ Options, beside the fields that the tensors say:
     image_size      256
     scale           of the latents, 0.2325; patch: cells of the latent on a side of a code, 1
     buffer          rows of class embeddings: those of the position table that are no codes
-    heads, decoder_heads    width / 64, at most 16
+    heads, decoder_heads    where the size is none of the releases'
     iterations, sampling_steps    64 (no more than codes), '100'
     guidance, temperature         of the sampler: 1, 1
     mlp_ratio       where the widths of the feed-forward layers leave a choice
@@ -27,7 +27,8 @@ from ar_jax.convert.part import Part, agree, find_state_dict, shape_of
 from ar_jax.convert.places import Places, dense, fused, fused_bias, reshaped, same
 from ar_jax.convert.vqgan import LDM, Shapes, autoencoder_places, read_autoencoder
 
-MAX_HEADS = 16
+# (depth, width) of the official encoders and decoders -> heads, which the tensors do not say.
+SIZES = {(12, 768): 12, (16, 1024): 16, (20, 1280): 16}
 # Every module of the released autoencoder's state_dict starts with one of these.
 AUTOENCODER = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
@@ -82,16 +83,18 @@ def generator(shapes: Shapes, options: Mapping[str, Any]) -> Part:
         raise ValueError(
             f"'diffusion_pos_embed_learned' has {length} positions, which is no square"
         )
+    depth = agree("depth", _count(shapes, "encoder_blocks.{}.norm1.weight"), options, "the file")
+    decoder_depth = _count(shapes, "decoder_blocks.{}.norm1.weight")
     backbone = dict(
         name="encoder_decoder",
         code_width=agree("code_width", code_width, options, "z_proj.weight"),
         num_classes=agree("num_classes", classes, options, "class_emb.weight"),
         width=agree("width", width, options, "class_emb.weight"),
-        depth=agree("depth", _count(shapes, "encoder_blocks.{}.norm1.weight"), options, "the file"),
-        heads=_heads("heads", width, options),
+        depth=depth,
+        heads=_heads("heads", (depth, width), options),
         decoder_width=agree("decoder_width", decoder_width, options, "decoder_embed.weight"),
-        decoder_depth=_count(shapes, "decoder_blocks.{}.norm1.weight"),
-        decoder_heads=_heads("decoder_heads", decoder_width, options),
+        decoder_depth=decoder_depth,
+        decoder_heads=_heads("decoder_heads", (decoder_depth, decoder_width), options),
         buffer=agree("buffer", rows - length, options, "encoder_pos_embed_learned"),
         mlp_ratio=_mlp_ratio(shapes, (width, decoder_width), options),
         norm_epsilon=1e-6,
@@ -253,10 +256,15 @@ def _mlp_ratio(shapes: Shapes, widths: tuple[int, int], options: Mapping[str, An
     )
 
 
-def _heads(name: str, width: int, options: Mapping[str, Any]) -> int:
-    """The official 12, 16 and 16 for widths 768, 1024 and 1280, unless the options say."""
-    usual = min(max(width // 64, 1), MAX_HEADS)
-    return agree(name, None, {name: usual, **options}, "")
+def _heads(name: str, size: tuple[int, int], options: Mapping[str, Any]) -> int:
+    """The option, or the heads of an official (depth, width)."""
+    if name not in options and size not in SIZES:
+        flag = "--heads=N" if name == "heads" else f"--option={name}=N"
+        raise ValueError(
+            f"{size[0]} blocks of width {size[1]} are no official size, and the tensors do not say "
+            f"{name}, the number of heads: give it with {flag}"
+        )
+    return options.get(name, SIZES.get(size))
 
 
 def _count(shapes: Shapes, pattern: str) -> int:

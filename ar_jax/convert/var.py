@@ -7,7 +7,7 @@ Options, beside the fields that the tensors say:
 
     scales        (1, 2, 3, ...), of 256, 512 or 1024 pixels where they fit the transformer's tables
     image_size    256 unless the scales say otherwise
-    heads         where a transformer without cosine attention does not say: width / 64
+    heads         where a transformer without cosine attention does not say and has no official size
     phi_ratio, l2_norm, groups     of the tokenizer: 0.5, False, 32
     norm_epsilon, drop_path, label_dropout     1e-6, 0.1 depth / 24, 0.1
 """
@@ -34,6 +34,7 @@ SCALES = {
     512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
     1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
 }
+OFFICIAL_DEPTHS = (16, 20, 24, 30, 36)  # all of width 64 depth, with as many heads as blocks
 # Sampling behind the published FIDs; the guidance grows from 0 to 1.5 over the scales.
 SAMPLING = dict(
     temperature=1.0,
@@ -110,7 +111,12 @@ def generator(shapes: Shapes, options: Mapping[str, Any]) -> Part:
     cosine = "blocks.0.attn.scale_mul_1H11" in shapes
     heads = shapes["blocks.0.attn.scale_mul_1H11"][1] if cosine else None
     if heads is None and "heads" not in options:
-        heads = max(width // 64, 1)
+        if depth not in OFFICIAL_DEPTHS or width != 64 * depth:
+            raise ValueError(
+                f"{depth} blocks of width {width} are no official size, and without cosine "
+                "attention the tensors do not say the number of heads: give it with --heads=N"
+            )
+        heads = depth
     heads = agree("heads", heads, options, "blocks.0.attn.scale_mul_1H11")
     scales = _scales(length, shape_of(shapes, "lvl_embed.weight")[0], options)
     vocabulary = shape_of(shapes, "head.weight")[0]
