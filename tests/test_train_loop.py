@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -103,6 +104,13 @@ def test_previews_are_drawn_from_the_ema(tmp_path):
 def test_bad_fields_are_named_and_nothing_is_written(tmp_path, field, value, message):
     with pytest.raises(ValueError, match=message):
         toy_train(toy_config(**{field: value}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_package_is_named_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"train\.wandb=True .*pip install 'ar_jax\[wandb\]'"):
+        toy_train(toy_config(train__wandb=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -114,6 +115,11 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     """
     check_types("config", {"seed": config["seed"]}, Settings)
     fields = call_with(TrainFields, config["train"], "train")
+    if fields.wandb and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            "config.train.wandb=True needs the package wandb: pip install 'ar_jax[wandb]', or set "
+            "config.train.wandb=False"
+        )
     mesh = call_with(make_mesh, config["mesh"], "mesh", devices=None)
     check_batch(mesh, batch_size=fields.batch_size, accumulation=fields.accumulation)
     return Settings(
