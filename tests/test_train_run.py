@@ -114,6 +114,8 @@ def test_the_script_takes_a_workdir_s_own_config(tokenizer):
         ({"data.image_size": 16}, r"config.data.image_size=16 .* for \(8, 8, 1\)"),
         ({"train.batch_size": 12}, "config.train.batch_size=12"),
         ({"optimizer.schedule": "exp"}, "config.optimizer.schedule='exp'"),
+        ({"sampling.topk": 5, "train.preview_every": 0}, "sampling.topk = 5 is unknown; .*top_k"),
+        ({"sampling.guidance.start": 3}, "guidance.start is 3, .* the steps 0 to 2"),
         ({"mesh.data": 3}, "config.mesh asks for 3 devices"),
         ({"mesh.tensor": 8}, r"dimension \d \(heads\) is 2, which config.mesh.tensor=8"),
     ],

@@ -8,7 +8,12 @@ from typing import Any
 import jax
 
 from ar_jax.api import Params
-from ar_jax.build import build_objective, check_trained_tokenizer, trains_tokenizer
+from ar_jax.build import (
+    build_objective,
+    build_sampling,
+    check_trained_tokenizer,
+    trains_tokenizer,
+)
 from ar_jax.data import CodesSource, from_config, open_source
 from ar_jax.io.checkpoint import (
     PARAMS,
@@ -51,6 +56,7 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> Outcome:
     frozen: Params = {}
     if not trains_tokenizer(config):
         check_classes(config)
+        check_sampling(config, objective.system)
         frozen = {"tokenizer": load_tokenizer(config, workdir, objective.system)}
         check_codes(config, objective.system, frozen["tokenizer"])
     test = splits["test"]
@@ -98,6 +104,15 @@ def check_classes(config: Any) -> None:
             f"config.backbone.num_classes={ours}, but config.data.num_classes={theirs}: make them "
             "equal"
         )
+
+
+def check_sampling(config: Any, system: Any) -> None:
+    """Raises ValueError that names a bad field of config.sampling.
+
+    Training itself draws no samples where previews are off, and would end before anyone knew.
+    """
+    _, guidance = build_sampling(config)
+    guidance.scales(system.schedule.num_steps)
 
 
 def check_codes(config: Any, system: Any, tokenizer: Params) -> None:
