@@ -73,15 +73,20 @@ def test_a_diverged_run_stops_with_its_last_finite_parameters(tmp_path):
     assert saved in list_steps(tmp_path)
 
 
-def test_previews_are_drawn_from_the_ema(tmp_path):
+def test_previews_are_drawn_from_the_ema_and_counts_written_with_evaluations(tmp_path):
     seen = []
 
     def preview(params, frozen):
         seen.append(jax.device_get(params))
         return {"shade": np.full((4, 6, 1), 7, np.uint8)}
 
-    config = toy_config(train__steps=5, train__preview_every=3, train__eval_every=0)
-    outcome = toy_train(config, tmp_path, preview=preview)
+    config = toy_config(train__steps=5, train__preview_every=3, train__eval_every=3)
+    counted = iter([1.0, 4.0])
+    outcome = toy_train(
+        config, tmp_path, preview=preview, counts=lambda: {"data/skipped": next(counted)}
+    )
+    records = [r for r in read_jsonl(tmp_path / JSONL) if "eval/loss" in r]
+    assert [(r["step"], r["data/skipped"]) for r in records] == [(3, 1.0), (5, 4.0)]
     names = sorted(path.name for path in (tmp_path / "previews").iterdir())
     assert names == ["shade_00000003.png", "shade_00000005.png"]
     assert np.asarray(Image.open(tmp_path / "previews" / names[0])).tolist() == [[7] * 6] * 4

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from ar_jax.build import build_objective
-from ar_jax.data import CodesWriter
+from ar_jax.data import CodesWriter, from_config
 from ar_jax.io.checkpoint import load_params, load_system_params, tree_digest
 from ar_jax.io.metrics import JSONL, read_jsonl
 from ar_jax.parallel.mesh import make_mesh
 from ar_jax.parallel.rules import check_coverage, shardings
-from ar_jax.train.run import check_codes, train_and_evaluate
+from ar_jax.train.run import check_codes, count_skips, train_and_evaluate
 from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.tiny_runs import SCALES, tiny_generator, tiny_tokenizer
 
@@ -189,6 +189,24 @@ def test_a_generator_trains_on_cached_codes(tokenizer, tmp_path):
     )
     assert train_and_evaluate(config, tmp_path / "run").finished
     assert len(SCALES) == 3
+
+
+def test_skipped_files_are_counted_over_both_splits(tmp_path):
+    for split, broken in (("train", 2), ("test", 1)):
+        folder = tmp_path / split / "class"
+        folder.mkdir(parents=True)
+        Image.new("L", (8, 8)).save(folder / "whole.png")
+        for i in range(broken):
+            (folder / f"{i}.png").write_bytes(b"no image")
+    section = dict(source=f"folder:{tmp_path}", image_size=8, channels=1, num_classes=1)
+    splits = [from_config(section | {"on_error": "skip"}, split) for split in ("train", "test")]
+    counts = count_skips(splits)
+    assert counts is not None and counts() == {"data/skipped": 0.0}
+    for data in splits:
+        for _ in range(2):
+            assert len(list(data.eval_batches(batch_size=4))) == 1
+    assert counts() == {"data/skipped": 3.0}
+    assert count_skips([from_config(section, "train")]) is None
 
 
 @pytest.mark.parametrize("config", [tiny_tokenizer(), tiny_generator("")])

@@ -6,7 +6,7 @@ from ar_jax.data.codes import CodesSource, CodesWriter
 from ar_jax.data.config import Data, from_config
 from ar_jax.data.eval_pipeline import EvalBatches, eval_batches
 from ar_jax.data.pipeline import TrainIterator, train_iterator
-from ar_jax.data.source import Source, UnreadableItem
+from ar_jax.data.source import SkipUnreadable, Source, UnreadableItem
 from ar_jax.data.sources import open_source
 from ar_jax.data.transforms import ImageTransform
 
@@ -16,6 +16,7 @@ __all__ = [
     "Data",
     "EvalBatches",
     "ImageTransform",
+    "SkipUnreadable",
     "Source",
     "TrainIterator",
     "UnreadableItem",

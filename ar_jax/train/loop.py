@@ -63,6 +63,7 @@ def train(
     train_data: Iterator[HostBatch],
     eval_data: Iterable[HostBatch] | None = None,
     preview: Preview | None = None,
+    counts: Callable[[], Mapping[str, float]] | None = None,
 ) -> Outcome:
     """Trains from the newest checkpoint in ``workdir``, or from nothing, to ``config.train.steps``.
 
@@ -74,6 +75,7 @@ def train(
         train_data: endless batches of this process's rows, whose position orbax can save.
         eval_data: batches with ``mask``, iterated anew by every evaluation; None: no evaluation.
         preview: pictures of the current parameters (the EMA's, if there is one).
+        counts: name -> value, of what is written with every evaluation's metrics.
 
     Raises:
         ValueError: a bad field, or a workdir of another run; nothing is written then.
@@ -157,7 +159,8 @@ def train(
                 if evaluating:
                     assert eval_data is not None
                     means = evaluate(program, state, frozen, eval_data)
-                    reporter.write(step, {f"eval/{name}": v for name, v in means.items()})
+                    scalars = {f"eval/{name}": value for name, value in means.items()}
+                    reporter.write(step, scalars | dict(counts() if counts else {}))
                 if previewing:
                     assert preview is not None
                     pictures = preview(sampling_params(state), frozen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ar_jax.build import (
     check_trained_tokenizer,
     trains_tokenizer,
 )
-from ar_jax.data import CodesSource, from_config, open_source
+from ar_jax.data import CodesSource, Data, SkipUnreadable, from_config, open_source
 from ar_jax.io.checkpoint import (
     PARAMS,
     TOKENIZER,
@@ -68,7 +69,16 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> Outcome:
     with splits["train"].train_iterator(
         batch_size=fields.batch_size, seed=config["seed"]
     ) as train_data:
-        return train(config, objective, frozen, workdir, train_data, eval_data, preview)
+        return train(
+            config,
+            objective,
+            frozen,
+            workdir,
+            train_data,
+            eval_data,
+            preview,
+            count_skips(splits.values()),
+        )
 
 
 def check_sections(config: Any) -> None:
@@ -113,6 +123,18 @@ def check_sampling(config: Any, system: Any) -> None:
     """
     _, guidance = build_sampling(config)
     guidance.scales(system.schedule.num_steps)
+
+
+def count_skips(splits: Iterable[Data]) -> Callable[[], dict[str, float]] | None:
+    """How to count the unreadable items that this process has met; None where nothing is skipped.
+
+    Returns:
+        () -> {'data/skipped': different items of all ``splits`` so far}.
+    """
+    sources = [data.source for data in splits if isinstance(data.source, SkipUnreadable)]
+    if not sources:
+        return None
+    return lambda: {"data/skipped": float(sum(source.skipped for source in sources))}
 
 
 def check_codes(config: Any, system: Any, tokenizer: Params) -> None:
