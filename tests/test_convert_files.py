@@ -209,6 +209,16 @@ def test_written_torch_file_nests(tmp_path):
         assert archive.testzip() is None
 
 
+def test_a_mapping_held_twice_is_written_once(tmp_path):
+    path, state = tmp_path / "weights.pth", {"w": np.arange(1000.0)}
+    weight_file.write(path, {"model": state, "model_ema": state, "other": dict(state)})
+    found = weight_file.read(path)
+    assert all(same(found[name]["w"], state["w"]) for name in ("model", "model_ema", "other"))
+    assert np.shares_memory(found["model"]["w"], found["model_ema"]["w"])
+    assert not np.shares_memory(found["model"]["w"], found["other"]["w"])
+    assert 16_000 < path.stat().st_size < 24_000
+
+
 @pytest.mark.parametrize(
     ("suffix", "tensors", "message"),
     [

@@ -23,6 +23,7 @@ ZIP64_FROM = 1 << 30
 TYPES = {dtype: name.replace(" ", "\n") for name, dtype in STORAGES.items()}
 
 Leaf = tuple[Mapping[str, Any], str]  # a mapping and the key of an array in it
+Written = dict[int, tuple[Mapping[str, Any], bytes]]  # by identity: a mapping and its program
 
 
 def write(path: str | Path, container: Mapping[str, Any]) -> None:
@@ -31,14 +32,15 @@ def write(path: str | Path, container: Mapping[str, Any]) -> None:
     Args:
         container: nested mappings of arrays and str, int, float, bool or None, such as a state_dict
             or {'model': state_dict}. Each array is asked for twice, for its shape and for its
-            numbers: a mapping that makes them when asked keeps one at a time in memory.
+            numbers: a mapping that makes them when asked keeps one at a time in memory. A mapping
+            that is held twice is written once, and its tensors share their storages.
 
     Raises:
         ValueError: something else, or a type of array that torch's storages do not have.
     """
     leaves: list[Leaf] = []
     try:
-        program = b"\x80\x02" + _dict(container, leaves) + b"."
+        program = b"\x80\x02" + _dict(container, leaves, {}) + b"."
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
@@ -61,19 +63,24 @@ def _member(archive: zipfile.ZipFile, name: str, data: memoryview) -> None:
         member.write(data)
 
 
-def _dict(mapping: Mapping[str, Any], leaves: list[Leaf]) -> bytes:
+def _dict(mapping: Mapping[str, Any], leaves: list[Leaf], written: Written) -> bytes:
+    """The program of a mapping, which is that of the same mapping before."""
+    if id(mapping) in written:
+        return written[id(mapping)][1]
     items = []
     for key in mapping:
         if not isinstance(key, str):
             raise ValueError(f"the key {key!r} is no string")
-        items += [_string(key), _value(mapping, key, leaves)]
-    return b"}(" + b"".join(items) + b"u"
+        items += [_string(key), _value(mapping, key, leaves, written)]
+    program = b"}(" + b"".join(items) + b"u"
+    written[id(mapping)] = mapping, program  # kept alive, so that its identity stays its own
+    return program
 
 
-def _value(mapping: Mapping[str, Any], key: str, leaves: list[Leaf]) -> bytes:
+def _value(mapping: Mapping[str, Any], key: str, leaves: list[Leaf], written: Written) -> bytes:
     value = mapping[key]
     if isinstance(value, Mapping):
-        return _dict(value, leaves)
+        return _dict(value, leaves, written)
     if value is None or isinstance(value, bool):
         return {None: b"N", True: b"\x88", False: b"\x89"}[value]
     if type(value) is int:
