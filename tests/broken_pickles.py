@@ -6,6 +6,7 @@ import argparse
 import collections
 import os
 import struct
+import types
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.weight_files import MODULES, UTILS, Call, Storage, tensor
 CANARY = "canary"
 NAME = os.system.__module__  # 'posix', or 'nt'
 COMMAND = f"touch {CANARY}"
+NAMESPACE = b"cargparse\nNamespace\n"
 FOUR = np.arange(4, dtype=np.float32)
 
 
@@ -41,6 +43,12 @@ def storage(**fields: Any) -> Call:
 def circle() -> list[Any]:
     inside: list[Any] = []
     inside.append(inside)
+    return inside
+
+
+def namespace_circle() -> argparse.Namespace:
+    inside = argparse.Namespace()
+    inside.itself = inside
     return inside
 
 
@@ -83,9 +91,48 @@ PICKLES: dict[str, tuple[Any, str]] = {
     "new_object": (binary(b"ccollections\nOrderedDict\n)\x81"), "opcode NEWOBJ"),
     "extension_code": (binary(b"\x82\x01"), "asks for extension code 1"),
     "persistent_text": (binary(b"Pos.system\n"), "opcode PERSID"),
-    "namespace_of_a_trainer": (
-        {"model": {"w": view()}, "args": argparse.Namespace(lr=1)},
-        r"asks for argparse.Namespace: only tensors and plain containers .* torch.save\(",
+    "object_of_a_trainer": (
+        {"model": {"w": view()}, "args": types.SimpleNamespace(lr=1)},
+        r"asks for types.SimpleNamespace: only tensors and plain containers .* torch.save\(",
+    ),
+    "namespace_of_a_call": (
+        {"args": argparse.Namespace(lr=Call(os.mkdir, CANARY))},
+        f"asks for {NAME}.mkdir",
+    ),
+    "namespace_of_a_class": (argparse.Namespace(a=collections.OrderedDict), "for collections.Ord"),
+    "namespace_of_itself": (namespace_circle(), "argparse.Namespace in it holds another: only"),
+    "namespace_of_a_tensor": (argparse.Namespace(a=[view()]), "in it holds a tensor: only plain"),
+    "namespace_class": ([argparse.Namespace], "asks for argparse.Namespace: "),
+    "namespace_with_slots": (
+        binary(NAMESPACE + b")\x81" + b"N}" + text("a") + b"Ns" + b"\x86b"),
+        "fills a argparse.Namespace with a tuple that is no plain dict",
+    ),
+    "namespace_of_an_ordered_dict": (
+        binary(NAMESPACE + b")\x81" + b"ccollections\nOrderedDict\n)Rb"),
+        "with a OrderedDict that is no plain dict",
+    ),
+    "namespace_of_numbered_attributes": (
+        binary(NAMESPACE + b")\x81}K\x01Nsb"),
+        "with a dict that is no plain dict",
+    ),
+    "namespace_filled_twice": (binary(NAMESPACE + b")\x81}b}b"), "a argparse.Namespace twice"),
+    "namespace_filled_as_a_dict": (
+        binary(NAMESPACE + b")\x81" + text("__class__") + b"Ns"),
+        "fills a Attributes as a dict",
+    ),
+    "namespace_called_with_arguments": (
+        binary(NAMESPACE + text("a") + b"\x85R"),
+        "a call of argparse.Namespace with arguments",
+    ),
+    "namespace_made_with_arguments": (
+        binary(NAMESPACE + text("a") + b"\x85\x81"),
+        "a call of argparse.Namespace with arguments",
+    ),
+    "namespace_made_with_keywords": (binary(NAMESPACE + b")}\x92", 4), "opcode NEWOBJ_EX"),
+    "namespace_of_a_list": (binary(NAMESPACE + b"]\x81"), "calls something that is no name"),
+    "another_object_of_argparse": (
+        binary(b"cargparse\nArgumentParser\n)\x81"),
+        "asks for argparse.ArgumentParser",
     ),
     "whole_module": (
         Call(MODULES["torch.nn.modules.linear"]["Linear"], 3, 4),

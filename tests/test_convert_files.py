@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import tracemalloc
 import zipfile
@@ -70,6 +71,25 @@ def test_plain_containers_come_back(tmp_path, layout, protocol):
     assert same(found["model"]["a"], np.arange(6.0).reshape(2, 3))
     for key in [key for key in content if key != "model"]:
         assert found[key] == content[key], key
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_settings_of_a_trainer_come_back_as_a_dict(tmp_path, layout, protocol):
+    """As LlamaGen's and MAR's trainers keep them, pickled by Python from the class itself."""
+    args = argparse.Namespace(lr=1e-4, resume=None, betas=(0.9, 0.95), names=["a"], ema=True, d={})
+    content = {"model": {"w": tensor(np.arange(3.0))}, "args": args, "none": argparse.Namespace()}
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(layout(content | {"again": args}, protocol=protocol))
+    found = weight_file.read(path)
+    assert type(found["args"]) is dict and found["args"] == vars(args) == found["again"]
+    assert found["none"] == {} and same(found["model"]["w"], np.arange(3.0))
+
+
+def test_a_namespace_that_is_called_is_the_same(tmp_path):
+    program = b"\x80\x02cargparse\nNamespace\n)R}X\x01\x00\x00\x00aK\x07sb."
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(zip_file(pickled=program))
+    assert weight_file.read(path) == {"a": 7}
 
 
 @pytest.mark.parametrize("name", DTYPES)

@@ -10,7 +10,9 @@ program chooses, and a deeply nested tuple as a key overflows the C stack. This 
   whose arguments are text to be parsed (protocol 0);
 * turns a name (GLOBAL, STACK_GLOBAL) into a `Name`, an inert string, and only if its caller listed
   the name. REDUCE looks the name up in the caller's table; nothing is imported or found by name;
-* lets BUILD follow an ordered dictionary alone, and drops the attributes that it would set;
+* knows one class of objects, `argparse.Namespace`, which trainers keep their settings in: made of
+  nothing (NEWOBJ, REDUCE), it stands as `Attributes`, our own, until BUILD gives it a plain dict;
+* lets BUILD follow that and an ordered dictionary alone, whose attributes it drops;
 * bounds the opcodes, the numbers and the kinds of keys; lengths are bounded by the bytes there are.
 
 What it returns may still share branches or contain itself: `ar_jax.convert.torch_tensors.resolve`
@@ -34,10 +36,10 @@ OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcod
 PARSED = {"INT", "LONG", "STRING", "UNICODE", "FLOAT", "GET", "PUT", "PERSID"}
 
 ADVICE = (
-    "only tensors and plain containers (dict, list, tuple, str, numbers, None) are read, and "
-    "nothing of the file was imported or run. If you trust the file, load it with the code that "
-    "wrote it and save its tensors alone, as torch.save({'model': checkpoint['model']}, NEW) does "
-    "where the model is under 'model'"
+    "only tensors and plain containers (dict, list, tuple, str, numbers, None; argparse.Namespace "
+    "of such values) are read, and nothing of the file was imported or run. If you trust the file, "
+    "load it with the code that wrote it and save its tensors alone, as "
+    "torch.save({'model': checkpoint['model']}, NEW) does where the model is under 'model'"
 )
 
 Constructor = Callable[[tuple[Any, ...]], Any]
@@ -48,6 +50,29 @@ class Name:
     """A listed name that the pickle mentions, 'collections OrderedDict'."""
 
     name: str
+
+
+@dataclasses.dataclass(eq=False)
+class Attributes:
+    """An object that holds attributes and nothing else; ``held`` is None until BUILD gives them."""
+
+    kind: str
+    held: dict[str, Any] | None = None
+
+    def build(self, state: Any) -> None:
+        """Takes the attributes.
+
+        Raises:
+            ValueError: they are something else than one plain dict with names as its keys.
+        """
+        if type(state) is not dict or not all(isinstance(name, str) for name in state):
+            raise ValueError(
+                f"its pickle fills a {self.kind} with a {type(state).__name__} that is no plain "
+                "dict of attributes"
+            )
+        if self.held is not None:
+            raise ValueError(f"its pickle fills a {self.kind} twice")
+        self.held = state
 
 
 def load(
@@ -126,6 +151,13 @@ def ordered_dict(arguments: tuple[Any, ...]) -> collections.OrderedDict[Any, Any
                 raise ValueError("its pickle is broken: an OrderedDict of something but pairs")
             _set(made, *pair)
     return made
+
+
+def namespace(arguments: tuple[Any, ...]) -> Attributes:
+    """`argparse.Namespace`, made of nothing."""
+    if arguments:
+        raise refused("a call of argparse.Namespace with arguments")
+    return Attributes("argparse.Namespace")
 
 
 class _Machine:
@@ -218,8 +250,16 @@ class _Machine:
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(self._call(function, arguments))
+            case "NEWOBJ":
+                arguments, made = stack.pop(), stack.pop()
+                if not isinstance(made, Name) or self.constructors[made.name] is not namespace:
+                    raise _needless(opcode)
+                stack.append(self._call(made, arguments))
             case "BUILD":
                 attributes = stack.pop()
+                if isinstance(stack[-1], Attributes):
+                    stack[-1].build(attributes)
+                    return
                 self._target(collections.OrderedDict)
                 if not isinstance(attributes, dict):
                     raise ValueError("its pickle is broken: attributes that are no dict")

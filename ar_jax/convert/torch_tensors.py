@@ -15,7 +15,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ar_jax.convert.inert_pickle import Constructor, Name, ordered_dict, refused
+from ar_jax.convert.inert_pickle import (
+    Attributes,
+    Constructor,
+    Name,
+    namespace,
+    ordered_dict,
+    refused,
+)
 
 MAX_DIMENSIONS = 32
 MAX_DEPTH = 64  # of containers in containers
@@ -137,15 +144,16 @@ def view(tensor: Tensor, data: np.ndarray) -> np.ndarray:
 
 
 def resolve(tree: Any, array: Callable[[Tensor], np.ndarray]) -> Any:
-    """A copy of ``tree`` with ``array(tensor)`` in the place of every tensor.
+    """A copy of ``tree`` with ``array(tensor)`` in the place of every tensor, dicts of namespaces.
 
     Raises:
         ValueError: the tree is too deep or too large, contains itself, or holds something that is
-            neither a tensor nor plain.
+            neither a tensor nor plain, or a namespace of anything but plain values.
     """
     nodes = 0
 
-    def copy(node: Any, depth: int) -> Any:
+    def copy(node: Any, depth: int, owner: str = "") -> Any:
+        """``owner``: the kind of object whose attributes hold the node."""
         nonlocal nodes
         nodes += 1
         if depth > MAX_DEPTH:
@@ -154,14 +162,19 @@ def resolve(tree: Any, array: Callable[[Tensor], np.ndarray]) -> Any:
             )
         if nodes > MAX_NODES:
             raise ValueError(f"it describes more than {MAX_NODES:,} objects")
+        if owner and isinstance(node, Tensor | Attributes):
+            what = "a tensor" if isinstance(node, Tensor) else "another"
+            raise ValueError(f"an {owner} in it holds {what}: only plain values are read there")
         if isinstance(node, Tensor):
             return array(node)
+        if isinstance(node, Attributes):
+            return {key: copy(v, depth + 1, node.kind) for key, v in (node.held or {}).items()}
         if isinstance(node, dict):
-            return {key: copy(value, depth + 1) for key, value in node.items()}
+            return {key: copy(value, depth + 1, owner) for key, value in node.items()}
         if isinstance(node, list):
-            return [copy(value, depth + 1) for value in node]
+            return [copy(value, depth + 1, owner) for value in node]
         if isinstance(node, tuple):
-            return tuple([copy(value, depth + 1) for value in node])
+            return tuple([copy(value, depth + 1, owner) for value in node])
         if node is None or isinstance(node, bool | int | float | str):
             return node
         if isinstance(node, Name):
@@ -235,6 +248,7 @@ def _size(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 CONSTRUCTORS: dict[str, Constructor | None] = {
     "collections OrderedDict": ordered_dict,
+    "argparse Namespace": namespace,
     "torch._utils _rebuild_tensor": _rebuild_tensor,
     "torch._utils _rebuild_tensor_v2": _rebuild_tensor_v2,
     "torch._utils _rebuild_tensor_v3": _rebuild_tensor_v3,
