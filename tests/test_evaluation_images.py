@@ -113,6 +113,9 @@ def test_a_meter_weighs_images_not_batches() -> None:
     )
     with pytest.raises(ValueError, match="no images"):
         ReconstructionMeter().result()
+    small = evaluate_reconstruction(x[:, :10], y[:, :10])  # no window fits in ten rows
+    assert small.ssim is None
+    np.testing.assert_allclose(small.mse, mse(x[:, :10], y[:, :10]).mean())
 
 
 def test_rounding_inverts_the_normalisation() -> None:

@@ -1,4 +1,8 @@
-"""`config.data` -> data."""
+"""`config.data` -> data.
+
+Training images are square: ``data.image_size`` is one int, the side to which every ``data.crop``
+cuts. Tokenizers and schedules take height and width apart, but no data of other shapes is read.
+"""
 
 from __future__ import annotations
 

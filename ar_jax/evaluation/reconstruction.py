@@ -109,27 +109,32 @@ class ReconstructionResult:
         mse: mean squared error in [0, 1].
         psnr: mean over images of each image's PSNR, in dB; infinite if one is reproduced exactly.
         psnr_of_mse: PSNR of the mean MSE, the other convention; never above `psnr`.
-        ssim: mean structural similarity.
+        ssim: mean structural similarity; None of images smaller than its window.
     """
 
     count: int
     mse: float
     psnr: float
     psnr_of_mse: float
-    ssim: float
+    ssim: float | None
 
 
 class ReconstructionMeter:
-    """Adds up MSE, PSNR and SSIM over batches of uint8 images."""
+    """Adds up MSE, PSNR and SSIM over batches of uint8 images of one size."""
 
     def __init__(self) -> None:
         """Nothing measured yet."""
         self._count = 0
-        self._mse = self._psnr = self._ssim = 0.0
+        self._mse = self._psnr = 0.0
+        self._ssim: float | None = 0.0
 
     def add(self, originals: np.ndarray, reconstructions: np.ndarray) -> None:
-        """Takes in uint8 images [n, H, W, C]; raises as `ssim` does."""
-        self._ssim += float(ssim(originals, reconstructions).sum())
+        """Takes in uint8 images [n, H, W, C]; ValueError if they are not, or disagree."""
+        _check_pair(originals, reconstructions)
+        if min(originals.shape[1:3]) < SSIM_WINDOW:
+            self._ssim = None
+        if self._ssim is not None:
+            self._ssim += float(ssim(originals, reconstructions).sum())
         self._mse += float(mse(originals, reconstructions).sum())
         self._psnr += float(psnr(originals, reconstructions).sum())
         self._count += len(originals)
@@ -144,7 +149,7 @@ class ReconstructionMeter:
             mse=mean,
             psnr=self._psnr / self._count,
             psnr_of_mse=-10.0 * math.log10(mean) if mean > 0 else math.inf,
-            ssim=self._ssim / self._count,
+            ssim=None if self._ssim is None else self._ssim / self._count,
         )
 
 

@@ -12,7 +12,7 @@ from ar_jax.evaluation.codebook import CodebookResult
 from ar_jax.evaluation.generation import GenerationResult
 from ar_jax.evaluation.likelihood import LikelihoodResult
 from ar_jax.evaluation.memorisation import MemorisationResult
-from ar_jax.evaluation.reconstruction import ReconstructionResult
+from ar_jax.evaluation.reconstruction import SSIM_SIGMA, SSIM_WINDOW, ReconstructionResult
 from ar_jax.evaluation.report import metric, table
 
 Section = dict[str, Any]
@@ -36,6 +36,10 @@ def reconstruction_section(
 ) -> Section:
     """Section on a tokenizer's reconstructions; `images` names the split ("test images")."""
     of = f"{result.count:,} {images}"
+    window = f"{SSIM_WINDOW}x{SSIM_WINDOW}"
+    similarity = f"{window} Gaussian window, sigma {SSIM_SIGMA}, mean over channels; {of}"
+    if result.ssim is None:
+        similarity = f"left out: the images are smaller than its window of {window} pixels"
     return _section(
         "Reconstruction",
         f"Encoded and decoded again: {of}. Measured on images rounded to uint8.",
@@ -43,9 +47,7 @@ def reconstruction_section(
             "mse": metric(result.mse, f"mean squared error, pixel values in [0, 1]; {of}"),
             "psnr": metric(result.psnr, f"dB, data range 1, mean over images; {of}"),
             "psnr_of_mse": metric(result.psnr_of_mse, f"dB, of the mean MSE; {of}"),
-            "ssim": metric(
-                result.ssim, f"11x11 Gaussian window, sigma 1.5, mean over channels; {of}"
-            ),
+            "ssim": metric(result.ssim, similarity),
         },
         {},
         pictures,
