@@ -26,6 +26,7 @@ from ar_jax.evaluation.memorisation import evaluate_memorisation
 from ar_jax.evaluation.plots import save_bars, save_memorisation, save_training_curves
 from ar_jax.evaluation.report import metric
 from ar_jax.evaluation.samples import Generated, save_strip
+from ar_jax.io.images import PICTURE_CHANNELS
 from ar_jax.io.metrics import JSONL
 
 CHECKED = 100  # samples whose nearest training images are looked for
@@ -40,7 +41,12 @@ CURVES = (
 def draw_samples(
     sampler: AnySampler, drawn: Generated, classes: int, directory: Path
 ) -> dict[str, str]:
-    """Writes the grid of samples and the strip of images that form; caption -> file."""
+    """Writes the grid of samples and the strip of images that form; caption -> file.
+
+    Images that no picture holds (see `PICTURE_CHANNELS`) give none.
+    """
+    if drawn.images.shape[-1] not in PICTURE_CHANNELS:
+        return {}
     grid = class_grid(drawn.images, drawn.labels, min(classes, ROWS))
     save_tiles(directory / "samples.png", grid)
     save_strip(directory / "formation.png", sampler, drawn)
@@ -126,10 +132,12 @@ def held_out_section(
 
 
 def reconstruction_section(seen: Reconstructions, evaluation: Evaluation) -> dict[str, Any]:
-    """Reconstructions, with their picture."""
-    pairs = reconstruction_pairs(seen.originals, seen.images)
-    save_tiles(evaluation.directory / "reconstructions.png", pairs)
-    pictures = {"Test images, each above its reconstruction.": "reconstructions.png"}
+    """Reconstructions, with their picture, where one holds such images."""
+    pictures = {}
+    if seen.images.shape[-1] in PICTURE_CHANNELS:
+        pairs = reconstruction_pairs(seen.originals, seen.images)
+        save_tiles(evaluation.directory / "reconstructions.png", pairs)
+        pictures = {"Test images, each above its reconstruction.": "reconstructions.png"}
     return sections.reconstruction_section(seen.result, "test images", pictures)
 
 
@@ -162,8 +170,11 @@ def model_section(weights: str, params: Params, tokenizer: AnyTokenizer) -> dict
     return {"title": "Model", "about": f"{weights}.", "metrics": metrics}
 
 
-def closing_sections(workdir: Path, evaluation: Evaluation) -> dict[str, Any]:
-    """Training curves, where the workdir has metrics, and what had to be left out."""
+def closing_sections(workdir: Path, evaluation: Evaluation, channels: int) -> dict[str, Any]:
+    """Training curves, where the workdir has metrics, and what had to be left out.
+
+    ``channels`` are those of the images.
+    """
     closing: dict[str, Any] = {}
     missing = []
     if (workdir / JSONL).exists():
@@ -179,6 +190,8 @@ def closing_sections(workdir: Path, evaluation: Evaluation) -> dict[str, Any]:
             "Class accuracy, Frechet distances and the search for memorised images: "
             + evaluation.no_judge
         )
+    if channels not in PICTURE_CHANNELS:
+        missing.append(f"Pictures of images: these have {channels} channels, a picture 1 or 3.")
     if missing:
         closing["left_out"] = {"title": "Left out", "about": " ".join(missing)}
     return closing

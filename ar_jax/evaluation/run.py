@@ -110,9 +110,8 @@ def evaluate_workdir(
             title = f"Generator {config['schedule']['name']} over {config['tokenizer']['name']}"
             report = evaluate_generator(config, system, params, evaluation, weights)
     model = {"model": illustrated.model_section(weights, params, tokenizer)}
-    write_report(
-        directory, title, model | report | illustrated.closing_sections(workdir, evaluation)
-    )
+    closing = illustrated.closing_sections(workdir, evaluation, tokenizer.image_shape[-1])
+    write_report(directory, title, model | report | closing)
     return read_report(directory)
 
 

@@ -15,7 +15,7 @@ from ar_jax.evaluation.captions import read_captions
 from ar_jax.evaluation.coding import decode_known, decode_stages
 from ar_jax.evaluation.grids import formation_strip, save_tiles, upscale
 from ar_jax.evaluation.load import load_system
-from ar_jax.io.images import image_grid, save_png
+from ar_jax.io.images import PICTURE_CHANNELS, image_grid, save_png
 from ar_jax.io.progress import Progress
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
@@ -308,6 +308,12 @@ def sample_workdir(
         if path.exists() and not overwrite:
             raise ValueError(f"{path} exists; name another file, or say --overwrite")
     config, system, params = load_system(workdir, step=step)
+    channels = system.tokenizer.image_shape[-1]
+    if channels not in PICTURE_CHANNELS:
+        raise ValueError(
+            f"--out={out}: images of {workdir} have {channels} channels, a picture 1 or 3; "
+            "evaluate.py writes samples.npz"
+        )
     cond = _condition(system, labels, per_class, num_images, captions)
     knobs, guidance = sampling_of(config, sampling)
     if strip and knobs.smooth:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+PICTURE_CHANNELS = (1, 3)  # grey and colour: what a PNG of ours holds
+
 
 def image_grid(images: np.ndarray, *, columns: int | None = None, gap: int = 2) -> np.ndarray:
     """Tiles uint8 [N, H, W, C] in reading order -> uint8 [rows, columns, C], white between them.
@@ -19,7 +21,7 @@ def image_grid(images: np.ndarray, *, columns: int | None = None, gap: int = 2) 
         ValueError: no images, another dtype or rank, or C other than 1 and 3.
     """
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in PICTURE_CHANNELS:
         raise ValueError(
             f"images of dtype {images.dtype} and shape {images.shape} cannot be drawn: uint8 "
             "[N, H, W, C] with C 1 or 3 is needed"

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ar_jax.api import Objective, Params
+from ar_jax.api import Params
 from ar_jax.build import build_sampling, create_sampler, trains_tokenizer
 from ar_jax.data import Data
-from ar_jax.io.images import image_grid
+from ar_jax.io.images import PICTURE_CHANNELS, image_grid
 from ar_jax.parallel.mesh import fetch
 from ar_jax.sampling.loop import image_keys
 from ar_jax.tokenizers.tokenizer import to_float, to_uint8
@@ -27,8 +27,13 @@ ROWS = 10
 log = logging.getLogger(__name__)
 
 
-def build_preview(config: Mapping[str, Any], objective: Objective, test: Data) -> Preview | None:
-    """The pictures of this objective; None where there is nothing to draw."""
+def build_preview(config: Mapping[str, Any], objective: Any, test: Data) -> Preview | None:
+    """The pictures of this objective; None where there is nothing to draw or no way to."""
+    tokenizer = getattr(objective, "tokenizer", None) or objective.system.tokenizer
+    channels = tokenizer.image_shape[-1]
+    if channels not in PICTURE_CHANNELS:
+        log.warning("no preview: images of config.data.channels=%d; a picture has 1 or 3", channels)
+        return None
     if trains_tokenizer(config):
         if test.source.kind != "image":
             return None
