@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,8 +20,10 @@ from ar_jax.io.checkpoint import load_params, load_system_params, tree_digest
 from ar_jax.io.metrics import JSONL, read_jsonl
 from ar_jax.parallel.mesh import make_mesh
 from ar_jax.parallel.rules import check_coverage, shardings
+from ar_jax.train.loop import Outcome
 from ar_jax.train.run import check_codes, count_skips, train_and_evaluate
 from tests.quick_compilation import quick_compilation  # noqa: F401
+from tests.test_train_resume import assert_same_run, losses
 from tests.tiny_runs import SCALES, tiny_generator, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -28,11 +31,25 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def restarting_tokenizer() -> Any:
+    """Whose histogram forgets so fast that every step restarts the codes it used less than most."""
+    config = tiny_tokenizer()
+    config.objective.update(usage_decay=0.05, restart_below=0.9)
+    return config
+
+
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
+def trained(tmp_path_factory) -> tuple[Path, Outcome]:
+    """A tokenizer's workdir, and how its run ended."""
     workdir = tmp_path_factory.mktemp("run") / "tokenizer"
-    assert train_and_evaluate(tiny_tokenizer(), workdir).finished
-    return workdir
+    outcome = train_and_evaluate(restarting_tokenizer(), workdir)
+    assert outcome.finished
+    return workdir, outcome
+
+
+@pytest.fixture(scope="module")
+def tokenizer(trained) -> Path:
+    return trained[0]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +73,32 @@ def test_tokenizer_run(tokenizer):
     assert picture.shape == (10 * 8 + 9 * 2, 8 * 8 + 7 * 2)
 
 
+def stopped_at_two(workdir: Path, copy: Path) -> Path:
+    """A copy of a run of three steps as it was after the second."""
+    shutil.copytree(workdir, copy)
+    for step in (copy / "checkpoints").iterdir():
+        if int(step.name) > 2:
+            shutil.rmtree(step)
+    return copy
+
+
+def test_a_tokenizer_goes_on_exactly(trained, tmp_path):
+    """Restarts and what they go by included."""
+    workdir, whole = trained
+    config = restarting_tokenizer()
+    config.train.preview_every = config.train.eval_every = 0
+    moved = stopped_at_two(workdir, tmp_path / "moved")
+    outcome = train_and_evaluate(config, moved)
+    assert outcome.finished
+    for part in ("params", "ema", "opt_state", "stats"):
+        one, two = (jax.device_get(getattr(o.state, part)) for o in (whole, outcome))
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert losses(moved) == [line for line in losses(workdir) if line[1].startswith("train/")]
+    histogram = np.asarray(outcome.state.stats["histogram"])  # [scales, V]
+    restarted = (histogram == np.float32(1 / 16)).all(0)
+    assert restarted.any() and not restarted.all()
+
+
 def test_generator_run_keeps_its_tokenizer(tokenizer, generator, tmp_path):
     assert {"train/loss", "eval/nll", "train/nll/scale_02", "speed/tokens_per_second"} <= names(
         generator
@@ -68,11 +111,7 @@ def test_generator_run_keeps_its_tokenizer(tokenizer, generator, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params["tokenizer"], original)
 
     # With its first tokenizer gone it still goes on: the workdir holds all it needs.
-    moved = tmp_path / "moved"
-    shutil.copytree(generator, moved)
-    for step in (moved / "checkpoints").iterdir():
-        if int(step.name) > 2:
-            shutil.rmtree(step)
+    moved = stopped_at_two(generator, tmp_path / "moved")
     shutil.move(tokenizer, tmp_path / "hidden")
     config = tiny_generator(str(tokenizer))
     config.train.preview_every = 0
@@ -81,6 +120,7 @@ def test_generator_run_keeps_its_tokenizer(tokenizer, generator, tmp_path):
     finally:
         shutil.move(tmp_path / "hidden", tokenizer)
     jax.tree.map(np.testing.assert_array_equal, load_system_params(moved), params)
+    assert_same_run(moved, generator)
 
 
 def test_the_script_takes_a_workdir_s_own_config(tokenizer):
