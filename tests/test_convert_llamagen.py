@@ -10,9 +10,9 @@ import pytest
 
 from ar_jax.build import build_sampling
 from ar_jax.convert import llamagen, weight_file
-from ar_jax.convert.conversion import Converted, convert_files, export_tensors
+from ar_jax.convert.conversion import Converted, convert_files
 from ar_jax.convert.parity.case import Case
-from ar_jax.convert.part import GENERATOR, empty_params, release_shapes, to_params, to_tensors
+from ar_jax.convert.part import empty_params, release_shapes, to_params, to_tensors
 from tests.converted_cases import CASES, GOLDEN, official
 
 Tensors = dict[str, np.ndarray]
@@ -34,7 +34,7 @@ def convert(folder: Path, tokenizer: Tensors, transformer: Tensors, **options: A
 
 def comes_back(converted: Converted, transformer: Tensors) -> None:
     params = {name: converted.params[name] for name in ("backbone", "head")}
-    back = export_tensors(llamagen, converted.config, params, GENERATOR)
+    back = to_tensors(llamagen.generator_part(converted.config), params)
     assert back.keys() == transformer.keys()
     for key, tensor in transformer.items():
         np.testing.assert_array_equal(back[key], tensor, key)

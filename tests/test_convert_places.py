@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import jax
@@ -11,8 +10,7 @@ import pytest
 
 from ar_jax.convert import llamagen, var, weight_file
 from ar_jax.convert.conversion import convert_files
-from ar_jax.convert.parity.case import Case, read_measured, read_selected
-from ar_jax.convert.parity.compare import check_case
+from ar_jax.convert.parity.case import Case
 from ar_jax.convert.part import agree, find_state_dict
 from ar_jax.convert.places import (
     check_cover,
@@ -179,70 +177,3 @@ def test_what_the_tensors_say_is_checked():
         llamagen.generator(shapes, {"heads": 5})
     with pytest.raises(ValueError, match="family 'x' is none of"):
         choose("x")
-
-
-def test_tables_of_a_readme():
-    readme = "\n".join(
-        [
-            "| name | max abs diff | relative norm |",
-            "| `a` | 1.00e-06 | 2.00e-07 |",
-            "| `ids` | equal | |",
-            "| `b_*` | 2x3 | words, `[::4, :8]` | 3.0e-06 / 4.0e-07 |",
-            "| c | out | [2] | float32 | 5.0e-06 / 6.0e-07 | words |",
-            "| d | in | [2] | float32 | | words |",
-        ]
-    )
-    assert read_measured(readme) == {"a": (1e-6, 2e-7), "b_*": (3e-6, 4e-7), "c": (5e-6, 6e-7)}
-    assert read_selected(readme) == {"b_*": (slice(None, None, 4), slice(None, 8))}
-
-
-class Fake:
-    """A family whose outputs are given."""
-
-    def __init__(self, **given: Any):
-        self.INPUTS = ("in*",)
-        self.NOT_APPLICABLE = {"old": "no longer a thing"}
-        self.given = given
-
-    def outputs(self, case: Case) -> Any:
-        return iter(self.given.items())
-
-
-def test_comparison(tmp_path):
-    """A wrong and an unchecked array fail; a reason excuses; what was not recorded is passed by."""
-    (tmp_path / "spec.json").write_text(json.dumps({"family": "fake"}))
-    recorded: dict[str, Any] = dict(
-        near=np.ones(3, np.float32),
-        far=np.ones(3, np.float32),
-        ids=np.arange(3),
-        wrong_ids=np.arange(3),
-        float_ids=np.arange(3),
-        infinite=np.array([-np.inf, 1], np.float32),
-        moved=np.array([-np.inf, 1], np.float32),
-        shape=np.zeros(3, np.float32),
-        names=np.array(["a", "b"]),
-        unchecked=np.zeros(1),
-        old=np.zeros(1),
-        input=np.zeros(1),
-    )
-    np.savez(tmp_path / "io.npz", **recorded)
-    (tmp_path / "README.md").write_text("| `near` | 1e-6 | 1e-5 |\n| `far` | 1e-6 | 1e-5 |\n")
-    case = Case.load(tmp_path)
-    ours = recorded | dict(
-        near=recorded["near"] * (1 + 9e-5),
-        far=recorded["far"] * (1 + 2e-4),
-        wrong_ids=np.array([0, 1, 3]),
-        float_ids=np.arange(3.0),
-        moved=np.array([1, -np.inf]),
-        shape=np.zeros((3, 1)),
-        invented=np.zeros(2),
-    )
-    given = {name: a for name, a in ours.items() if name not in ("unchecked", "old", "input")}
-    lines = {line.name: line for line in check_case(Fake(**given), case)}
-    assert {name for name, line in lines.items() if line.ok} == {
-        *("near", "ids", "infinite", "names", "old")
-    }
-    assert lines.keys() == recorded.keys() - {"input"}
-    assert lines["near"].tolerance == pytest.approx(1e-4)
-    assert "10 x 1.0e-05 measured" in str(lines["near"]) and str(lines["far"]).endswith("FAIL")
-    assert "not checked" in str(lines["unchecked"]) and "no longer a thing" in str(lines["old"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,13 +18,10 @@ from ar_jax.convert.conversion import convert_files
 from ar_jax.convert.directory import export_directory, write_directory
 from ar_jax.convert.parity import rar as parity
 from ar_jax.convert.parity.case import Case
-from ar_jax.convert.parity.compare import check_case
 from ar_jax.convert.part import Part, empty_params, release_shapes, to_params
-from ar_jax.evaluation.load import load_system
-from ar_jax.evaluation.samples import sampling_of
-from ar_jax.sampling.filters import Knobs
-from ar_jax.sampling.loop import CachedSampler, image_keys
+from ar_jax.evaluation.samples import sample_workdir
 from tests.config_files import load
+from tests.golden_lines import check, part_of
 from tests.quick_compilation import quick_compilation  # noqa: F401
 
 GOLDEN = Path(__file__).parent / "golden" / "rar"
@@ -55,25 +52,26 @@ def released() -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 def test_parity(case):
-    lines = list(check_case(parity, case))
-    wrong = "\n".join(str(line) for line in lines if not line.ok)
-    assert not wrong, f"\n{wrong}"
-    assert len(lines) == 27
+    check(parity, case)
 
 
-def test_the_case_shows_what_it_should(case):
+@pytest.fixture(scope="module")
+def tiny() -> Case:
+    return Case.load(GOLDEN / "tiny")
+
+
+def test_the_case_shows_what_it_should(tiny):
     """A dropped label, orders that are not raster ones, and all stretches of the annealing."""
-    assert 0 < np.sum(case["drop_u"] < parity.LABEL_DROPOUT) < len(case["drop_u"])
-    assert (case["orders"] != np.arange(case["orders"].shape[1])).any(axis=1).all()
-    ratio = case["anneal_ratio"]
+    assert 0 < np.sum(tiny["drop_u"] < parity.LABEL_DROPOUT) < len(tiny["drop_u"])
+    assert (tiny["orders"] != np.arange(tiny["orders"].shape[1])).any(axis=1).all()
+    ratio = tiny["anneal_ratio"]
     assert ratio.max() == 1 and ratio.min() == 0 and ((ratio > 0) & (ratio < 1)).any()
 
 
 def parts(case: Case) -> dict[str, tuple[Part, Any]]:
     """Sub-model -> (part, shapes of our parameters)."""
     model = parity.load(case)
-    size = model.system.tokenizer.image_shape[:2]
-    tokenizer = parity.tokenizer_part(case, size)
+    tokenizer = parity.tokenizer_part(case, case["gen_pow_image"].shape[2:])
     config = {"dtype": "float32", **tokenizer.section, **model.generator.section}
     return {
         name: (part, empty_params(config, name))
@@ -81,8 +79,9 @@ def parts(case: Case) -> dict[str, tuple[Part, Any]]:
     }
 
 
-def test_files_to_a_directory_that_samples_and_back(case, tmp_path):
+def test_files_to_a_directory_that_samples_and_back(tiny, tmp_path):
     """As the official code samples, and bit for bit what it was."""
+    case = tiny
     files = {"tokenizer": tmp_path / "tokenizer.bin", "generator": tmp_path / "rar.bin"}
     for name, path in files.items():
         weight_file.write(path, case.state_dict(name))
@@ -91,18 +90,16 @@ def test_files_to_a_directory_that_samples_and_back(case, tmp_path):
         rar, files["tokenizer"], files["generator"], {"image_size": image_size}
     )
     write_directory(converted, tmp_path / "ours")
-    config, system, params = load_system(tmp_path / "ours")
-    settings = case.spec["sampling"]
-    overrides = {"guidance.scale": settings["scale"], "guidance.power": settings["pow"]}
-    _, guidance = sampling_of(config, overrides)
-    labels = jnp.asarray(case["labels"], jnp.int32)
-    with jax.default_matmul_precision(config["precision"]):
-        samples = CachedSampler.create(system, params)(
-            {"label": labels},
-            image_keys(0, 0, len(labels)),
-            knobs=Knobs(temperature=0.0),
-            guidance=guidance,
-        )
+    settings, labels = case.spec["sampling"], case["labels"].tolist()
+    said = {"guidance.scale": settings["scale"], "guidance.power": settings["pow"]}
+    samples = sample_workdir(
+        tmp_path / "ours",
+        tmp_path / "samples.png",
+        labels=labels,
+        sampling={"temperature": 0.0, **said},
+        batch_size=len(labels),
+        progress=False,
+    )
     np.testing.assert_array_equal(samples.codes, case["gen_pow_ids"])
     outs = {"generator": tmp_path / "back.bin", "tokenizer": tmp_path / "back.safetensors"}
     export_directory(rar, tmp_path / "ours", list(outs.values()))
@@ -112,6 +109,20 @@ def test_files_to_a_directory_that_samples_and_back(case, tmp_path):
         for key, tensor in wanted.items():  # rows of the tables that nothing reads too
             assert found[key].dtype == tensor.dtype
             np.testing.assert_array_equal(found[key], tensor, key)
+
+
+def test_schedules_without_their_neighbours(tiny):
+    """No guidance of the runs, no images: the grid is square, and each table stands by itself."""
+    spec = copy.deepcopy(tiny.spec) | {"sampling": {"anneal": [3, 3]}}
+    case = part_of(tiny, ("cfg_schedule_rar_b_256",), spec)
+    case.io["cfg_schedule_rar_xl_9"] = parity._guidance(6.9, 1.5).scales(9)
+    case.io["anneal_steps"] = np.array([0, 2, 4, 10**6])
+    case.io["anneal_ratio"] = np.array([1, 1, 0, 0], np.float32)
+    check(parity, case)
+    assert parity._grid(case) == (4, 4)
+    case.spec["config"]["generator"]["image_seq_len"] = 15
+    with pytest.raises(ValueError, match="image_seq_len is 15, which is no 3 x 3 codes"):
+        parity._grid(case)
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -220,11 +231,11 @@ def test_other_tokenizers_are_refused():
         rar.tokenizer_part(config)
 
 
-def test_the_adaptive_norms_vectors_are_moved(case):
+def test_the_adaptive_norms_vectors_are_moved(tiny):
     """shift, scale, gate (attention, then MLP) -> gates, scales, shifts."""
-    part, expected = parts(case)["generator"]
+    part, expected = parts(tiny)["generator"]
     key = "blocks.0.adaLN_modulation.1.bias"
-    tensors = case.state_dict("generator")
+    tensors = tiny.state_dict("generator")
     params = to_params(part, tensors, expected, "generator")
     ours = params["backbone"]["stack"]["blocks"]["modulation"]["bias"][0]
     shift1, scale1, gate1, shift2, scale2, gate2 = np.split(tensors[key], 6)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
-import re
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,33 +14,94 @@ import numpy as np
 from ar_jax.api import System
 from ar_jax.build import build_system
 from ar_jax.convert import var
+from ar_jax.convert.parity import var_tokenizer
 from ar_jax.convert.parity.case import Case
-from ar_jax.convert.parity.readings import block_states, nchw, norms, strided
+from ar_jax.convert.parity.compare import Outputs, Section, with_model
+from ar_jax.convert.parity.readings import (
+    block_states,
+    corner,
+    named_gradients,
+    nchw,
+    recorded_part,
+    said,
+)
 from ar_jax.convert.parity.stepwise import teacher_forced
 from ar_jax.convert.part import Part, empty_params
-from ar_jax.convert.places import official_tensor
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.nn.resize import area_matrix, bicubic_matrix
 from ar_jax.objectives.likelihood import Likelihood
-from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.sampling.filters import Knobs, truncate
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import decode_features, draw_steps, image_keys
 
-INPUTS = (
-    *("image_u8", "label", "*.gumbel", "*.gumbel_soft", "unit.*.full"),
-    *("filter.logits", "filter.kp", "filter.tie_logits"),
-)
 NOT_APPLICABLE: dict[str, str] = {}
-# A softmax at temperature down to 0.0135 multiplies errors by more than a hundred.
-LIMITS = {"smooth.*": 1e-3}
-Outputs = Iterator[tuple[str, Any]]
+GUIDANCE = 1.5  # official default
+TIE = 5  # of `filter.tie_*`, in the cases' README
+# The READMEs' limits on the relative norm, the first that fits.
+LIMITS = {
+    "filter.*": 1e-6,
+    "unit.*": 1e-6,
+    "grad.norms": 2e-4,
+    "grad.*scale_mul*": 5e-4,
+    "*": 5e-5,
+}
+# Recorded means and other summaries -> what they sum up.
+SUMS = {
+    "vqtrain.vq_loss": "tok.f",
+    "vqtrain.total_loss": "tok.f",
+    "tf.hidden_rms": "tf.hidden",
+    "grad.loss": "tf.logits_cond",
+}
+
+
+def inputs(case: Case) -> tuple[str, ...]:
+    """See `ar_jax.convert.parity.compare.Family`."""
+    return (
+        *("image_u8", "label", "unit.T*.full", "filter.logits", "filter.kp", "filter.tie_logits"),
+        *(f"{run}.{noise}" for run in _runs(case) for noise in ("gumbel", "gumbel_soft")),
+    )
 
 
 def summarised(name: str) -> str | None:
-    """The array that a recorded mean or deviation sums up."""
-    found = re.fullmatch(r"(.*\.(?:image|recon))_(?:mean|std)", name)
-    return found and found[1]
+    """The array that a recorded mean, deviation or loss sums up."""
+    for end in ("_mean", "_std"):
+        if name.endswith((f".image{end}", f".recon{end}")):
+            return name.removesuffix(end)
+    if name.startswith("tf.ce_"):
+        return "tf.logits_null" if "_null" in name else "tf.logits_cond"
+    return SUMS.get(name)
+
+
+def limits(case: Case) -> dict[str, float]:
+    """The relative limits that the READMEs suggest for a correct port.
+
+    Of a smooth run it is wider: a softmax at temperature down to 0.0135 multiplies errors by more
+    than a hundred.
+    """
+    smooth = [run for run, settings in _runs(case).items() if settings.get("more_smooth")]
+    return {f"{run}.*": 1e-3 for run in smooth} | LIMITS
+
+
+def sections(case: Case) -> list[Section]:
+    """See `ar_jax.convert.parity.compare.Family`."""
+    tokens = functools.cache(lambda: var_tokenizer.load(case))
+    model = functools.cache(lambda: load(case, tokens()))
+    runs = [Section((f"{run}.*",), with_model(_sampled, model, run)) for run in _runs(case)]
+    return [
+        *var_tokenizer.sections(tokens),
+        Section(("tf.hidden", "tf.hidden_rms"), with_model(_hidden, model)),
+        Section(("tf.logits_*", "tf.ce_*"), with_model(_logits, model)),
+        Section(("grad.*",), with_model(_gradients, model)),
+        *runs,
+        Section(("filter.out",), lambda: _filters(case)),
+        Section(("filter.tie_*",), lambda: _ties(case)),
+        Section(("unit.*",), lambda: _resampling(case)),
+    ]
+
+
+def _runs(case: Case) -> dict[str, dict[str, Any]]:
+    """Name of a sampling run -> its settings."""
+    return case.spec.get("config", {}).get("sampling", {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,215 +111,66 @@ class Model:
     case: Case
     system: System
     params: dict[str, Any]  # {'tokenizer', 'backbone', 'head'}
-    tokenizer: Part
+    tokens: var_tokenizer.Tokens
     generator: Part
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.case[name]
-
-    @property
-    def scales(self) -> range:
-        """Of the schedule."""
-        return range(self.system.schedule.num_steps)
 
     @property
     def cond(self) -> dict[str, jax.Array]:
         """The labels."""
-        return {"label": jnp.asarray(self["label"], jnp.int32)}
-
-    @property
-    def images(self) -> jax.Array:
-        """float32 [B, H, W, C] in [-1, 1]."""
-        return jnp.asarray(self["image_u8"].transpose(0, 2, 3, 1)) / jnp.float32(127.5) - 1
-
-    @functools.cached_property
-    def codes(self) -> jax.Array:
-        """int32 [B, L], of the image, as recorded."""
-        parts = [self[f"tok.idx_{k}"] for k in self.scales]
-        return jnp.asarray(np.concatenate(parts, axis=1), jnp.int32)
+        return {"label": jnp.asarray(self.case["label"], jnp.int32)}
 
     @functools.cached_property
     def teacher_forced(self) -> Any:
         """(cond, codes) -> logits; compiled once."""
-        return functools.partial(
-            jax.jit(functools.partial(teacher_forced, self.system)), self.params
-        )
-
-    def ask(self, method: Any, *args: Any) -> Any:
-        """What a function of our tokenizer module gives, compiled."""
-        apply = functools.partial(self.system.tokenizer.apply, method=method)
-        return jax.jit(apply)({"params": self.params["tokenizer"]}, *args)
+        run = jax.jit(functools.partial(teacher_forced, self.system))
+        return functools.partial(run, self.params)
 
 
-def load(case: Case) -> Model:
+def load(case: Case, tokens: var_tokenizer.Tokens | None = None) -> Model:
     """Our system with the case's weights; raises ValueError where its config and shapes differ."""
-    config = case.spec["config"]
-    tok, net = config["tokenizer"], config["transformer"]
-    shared = dict(scales=net["patch_nums"], codebook_size=tok["vocab_size"])
-    tokenizer = var.tokenizer(
-        case.shapes("tokenizer"),
-        shared
-        | dict(
-            scales=tok["v_patch_nums"],
-            image_size=config["image_size"],
-            phis=tok["share_quant_resi"],
-            phi_ratio=abs(tok["quant_resi"]),
-            l2_norm=tok["using_znorm"],
-            channels=tok["ch"],
-            multipliers=tok["ch_mult"],
-            encoder_blocks=tok["num_res_blocks"],
-            decoder_blocks=tok["num_res_blocks"] + 1,
-            image_channels=tok["in_channels"],
-            latent=tok["z_channels"],
-            code_width=tok["z_channels"],
-            projection=tok["quant_conv_ks"],
-        ),
+    tokens = var_tokenizer.load(case) if tokens is None else tokens
+    net = case.config("transformer")
+    section = tokens.part.section["tokenizer"]
+    options = dict(scales=section["scales"], codebook_size=section["codebook_size"]) | said(
+        net,
+        scales="patch_nums",
+        width="embed_dim",
+        depth="depth",
+        heads="num_heads",
+        num_classes="num_classes",
+        norm_epsilon="norm_eps",
+        drop_path="drop_path_rate",
+        label_dropout="cond_drop_rate",
     )
-    generator = var.generator(
-        case.shapes("transformer"),
-        shared
-        | dict(
-            width=net["embed_dim"],
-            depth=net["depth"],
-            heads=net["num_heads"],
-            num_classes=net["num_classes"],
-            norm_epsilon=net["norm_eps"],
-            drop_path=net["drop_path_rate"],
-            label_dropout=net["cond_drop_rate"],
-        ),
-    )
-    built = {"dtype": "float32", **tokenizer.section, **generator.section}
+    generator = var.generator(case.shapes("transformer"), options)
+    built = {"dtype": "float32", **tokens.part.section, **generator.section}
     fields = built["backbone"]
     for name, ours in (("shared_aln", "modulation"), ("attn_l2_norm", "qk_norm")):
-        if net[name] != (fields[ours] in ("shared", "cosine")):
+        if name in net and net[name] != (fields[ours] in ("shared", "cosine")):
             raise ValueError(f"{case.name}: {name} is {net[name]}, the tensors say {fields[ours]}")
     params = case.params("transformer", generator, empty_params(built, "generator"))
-    params["tokenizer"] = case.params("tokenizer", tokenizer, empty_params(built, "tokenizer"))
-    return Model(case, build_system(built), params, tokenizer, generator)
-
-
-def outputs(case: Case) -> Outputs:
-    """(name, array) of every output of the case."""
-    model = load(case)
-    yield from _tokenizer(model)
-    yield from _tokenizer_gradients(model)
-    yield from _hidden(model)
-    yield from _logits(model)
-    yield from _gradients(model)
-    for run, settings in case.spec["config"]["sampling"].items():
-        yield from _sampled(model, run, settings)
-    if "filter.kp" in case.io:
-        yield from _filters(case)
-    yield from _resampling(case)
-
-
-def _tokenizer(model: Model) -> Outputs:
-    scales = model.system.schedule
-
-    def passes(module: Any, images: jax.Array) -> tuple:
-        features = module.autoencoder.encode(images)
-        return module.autoencoder.encoder(images), features, module(images)
-
-    encoded, features, (reconstruction, quantized) = model.ask(passes, model.images)
-    yield "tok.enc", nchw(encoded)
-    yield "tok.f", nchw(features)
-    for k in model.scales:
-        first = scales.starts[k]
-        yield f"tok.idx_{k}", quantized.codes[:, first : first + scales.sizes[k]]
-
-    def decodes(module: Any, codes: jax.Array) -> tuple:
-        sums = [module.quantizer.lookup(codes, steps + 1) for steps in model.scales]
-        images = module.decode(codes), module.decode_features(sums[0])
-        return jnp.stack(sums), module.contexts(codes), *images
-
-    sums, contexts, image, coarse = model.ask(decodes, model.codes)
-    yield "tok.fhat", nchw(sums)
-    yield "tok.var_input", contexts
-    image = nchw(image)
-    yield "tok.recon", strided(image, model.case.io.get("tok.recon"))
-    yield "tok.recon_mean", image.mean((2, 3), dtype=np.float64)
-    yield "tok.recon_std", image.std((2, 3), dtype=np.float64)
-    yield "tok.recon_scale0", strided(nchw(coarse), model.case.io.get("tok.recon_scale0"))
-    recorded = model.case.io.get("vqtrain.recon_unclamped")
-    yield "vqtrain.recon_unclamped", strided(nchw(reconstruction), recorded)
-
-
-def _tokenizer_gradients(model: Model) -> Outputs:
-    beta = model.case.spec["config"]["tokenizer"]["beta"]
-    objective = TokenizerObjective(tokenizer=model.system.tokenizer, commitment=beta)
-    params, places = model.params["tokenizer"], model.tokenizer.places
-
-    def quantizer_loss(params: Any, features: jax.Array) -> tuple:
-        quantized = model.system.tokenizer.apply(
-            {"params": params}, features, method=lambda m, f: m.quantizer.quantize(f)
-        )
-        total = (quantized.codebook_loss + beta * quantized.commitment_loss).mean()
-        return total, quantized.features
-
-    run = jax.jit(jax.value_and_grad(quantizer_loss, argnums=(0, 1), has_aux=True))
-    features = jnp.asarray(np.moveaxis(model["tok.f"], 1, -1))
-    (loss, f_hat), (dparams, dfeatures) = run(params, features)
-    yield "vqtrain.fhat_st", nchw(f_hat)
-    yield "vqtrain.vq_loss", loss
-    yield "vqtrain.dvq_df", nchw(dfeatures)
-    key = "quantize.embedding.weight"
-    yield "vqtrain.dvq_dcodebook", official_tensor(places, dparams, key)
-    phis = [key for key in model.case.shapes("tokenizer") if "quant_resi" in key]
-    yield "vqtrain.dvq_dphi_norms", norms(places, dparams, phis)
-    if phis:
-        first = official_tensor(places, dparams, phis[0])
-        yield "vqtrain.dvq_dphi0_w", model.case.select("vqtrain.dvq_dphi0_w", first)
-
-    batch = {"image": jnp.asarray(model["image_u8"].transpose(0, 2, 3, 1))}
-    stats = objective.init_stats(params)
-
-    def loss_of(params: Any) -> tuple:
-        return objective.loss(params, stats, {}, batch, jax.random.key(0), True)
-
-    (loss, _), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params)
-    yield "vqtrain.total_loss", loss
-    yield from _official(model.case, "vqtrain.grad", places, gradient, names="vqtrain.grad_names")
-
-
-def _official(
-    case: Case, prefix: str, places: Any, gradient: Any, names: str | None = None
-) -> Outputs:
-    """Names, norms and parts of a gradient, in the official layout."""
-    joint = "_" if names else "."
-    recorded = [str(name) for name in case.io.get(names or f"{prefix}.names", ())]
-    ours = [name for name in recorded if name in places]
-    ours += [name for name in places if name not in recorded]
-    yield f"{prefix}{joint}names", np.array(ours)
-    length = norms(places, gradient, ours)
-    yield f"{prefix}{joint}norms", length
-    yield f"{prefix}.total_norm", np.linalg.norm(length)
-    for name in case.io:
-        if (key := name.removeprefix(f"{prefix}.")) in places and key != name:
-            yield name, case.select(name, official_tensor(places, gradient, key))
+    params["tokenizer"] = tokens.params
+    return Model(case, build_system(built), params, tokens, generator)
 
 
 def _hidden(model: Model) -> Outputs:
-    states = block_states(model.system, model.params, model.cond, model.codes)
-    hidden = np.stack(states)
-    recorded = model.case.io.get("tf.hidden", hidden)
-    yield "tf.hidden", hidden[..., : recorded.shape[-1]]
+    hidden = np.stack(block_states(model.system, model.params, model.cond, model.tokens.codes))
+    part = model.case.select("tf.hidden", hidden)
+    yield "tf.hidden", corner(part, model.case.io.get("tf.hidden", part))
     yield "tf.hidden_rms", np.sqrt(np.square(hidden, dtype=np.float64).mean((1, 2, 3)))
 
 
 def _logits(model: Model) -> Outputs:
-    schedule, codes = model.system.schedule, model.codes
-    null = model.system.backbone.conditioner.null(model.cond)
-    for cond, name in ((model.cond, "cond"), (null, "null")):
+    codes, conditioner = model.tokens.codes, model.system.backbone.conditioner
+    for cond, name in ((model.cond, "cond"), (conditioner.null(model.cond), "null")):
         logits = model.teacher_forced(cond, codes)
         yield f"tf.logits_{name}", logits
         nll = CategoricalHead.loss(logits, codes)
-        ends = zip(schedule.starts, schedule.sizes, strict=True)
-        scales = [nll[:, start : start + size].mean() for start, size in ends]
+        scales = [nll[:, part].mean() for part in model.tokens.ranges]
         yield f"tf.ce_scale_{name}", np.array(scales)
         yield f"tf.ce_mean_{name}", nll.mean()
-        prefix = f"tf.ce_mean_{name}_ls"
-        for smoothed in fnmatch.filter(model.case.io, f"{prefix}*"):
-            smoothing = float(smoothed.removeprefix(prefix))
+        for smoothed, found in model.case.names(rf"tf\.ce_mean_{name}_ls([\d.e-]+)"):
+            smoothing = float(found[1])
             loss = CategoricalHead.loss(logits, codes, label_smoothing=smoothing)
             yield smoothed, loss.mean()
 
@@ -269,36 +178,41 @@ def _logits(model: Model) -> Outputs:
 def _gradients(model: Model) -> Outputs:
     objective = Likelihood(system=model.system, label_dropout=0.0)
     trained = {name: model.params[name] for name in ("backbone", "head")}
-    batch = {"codes": model.codes, **model.cond}
+    batch = {"codes": model.tokens.codes, **model.cond}
 
     def loss(params: Any) -> jax.Array:
         return objective.loss(params, {}, model.params, batch, jax.random.key(0), False)[0]
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(trained)
     yield "grad.loss", value
-    yield from _official(model.case, "grad", model.generator.places, gradient)
+    yield from named_gradients(model.case, "grad", model.generator.places, gradient, ".")
 
 
-def _sampled(model: Model, run: str, settings: Mapping[str, Any]) -> Outputs:
+def _sampled(model: Model, run: str) -> Outputs:
     """The sampler itself, with what its head says at every step."""
-    smooth, schedule = settings["more_smooth"], model.system.schedule
-    shape = (len(model["label"]), schedule.length, model.system.tokenizer.codebook_size)
-    noise = model.case.io.get(f"{run}.gumbel_soft" if smooth else f"{run}.gumbel")
-    noise = np.zeros(shape, np.float32) if noise is None else noise  # of no effect with top_k 1
-    knobs = Knobs(top_k=settings["top_k"], top_p=settings["top_p"], smooth=smooth)
-    scales = Guidance(kind="linear_excess", scale=settings["cfg"]).scales(schedule.num_steps)
-    codes, f_hat, logits = _draw(
-        model, knobs.as_arrays(), jnp.asarray(scales), jnp.asarray(noise), bool((scales != 1).any())
-    )
+    case, settings, schedule = model.case, _runs(model.case)[run], model.system.schedule
+    smooth = settings.get("more_smooth", False)
+    shape = (len(case["label"]), schedule.length, model.system.tokenizer.codebook_size)
+    name = f"{run}.gumbel_soft" if smooth else f"{run}.gumbel"
+    if name not in case.io and (smooth or settings.get("top_k", 0) != 1):
+        raise ValueError(f"{case.name}: io.npz has no {name!r}, the run's noise")
+    noise = case.io.get(name, np.zeros(shape, np.float32))  # of no effect with top_k 1
+    knobs = Knobs(
+        top_k=settings.get("top_k", 0), top_p=settings.get("top_p", 0.0), smooth=smooth
+    ).as_arrays()
+    strength = Guidance(kind="linear_excess", scale=settings.get("cfg", GUIDANCE))
+    scales = strength.scales(schedule.num_steps)
+    guided = bool((scales != 1).any())
+    codes, f_hat, logits = _draw(model, knobs, jnp.asarray(scales), jnp.asarray(noise), guided)
     yield f"{run}.logits", logits
-    for k in model.scales if not smooth else ():
-        first = schedule.starts[k]
-        yield f"{run}.idx_{k}", codes[:, first : first + schedule.sizes[k]]
+    for k, part in enumerate(model.tokens.ranges if not smooth else ()):
+        yield f"{run}.idx_{k}", codes[:, part]
     yield f"{run}.fhat", nchw(f_hat)
     decoded = decode_features(model.system, model.params["tokenizer"], f_hat)
     image = (nchw(decoded) + 1) / 2
-    yield f"{run}.image", strided(image, model.case.io.get(f"{run}.image"))
+    yield f"{run}.image", recorded_part(case, f"{run}.image", image)
     yield f"{run}.image_mean", image.mean((2, 3), dtype=np.float64)
+    yield f"{run}.image_std", image.std((2, 3), dtype=np.float64)
 
 
 def _draw(model: Model, knobs: Knobs, scales: jax.Array, noise: jax.Array, guided: bool) -> tuple:
@@ -330,27 +244,27 @@ def _draw(model: Model, knobs: Knobs, scales: jax.Array, noise: jax.Array, guide
 
 
 def _filters(case: Case) -> Outputs:
-    filtered = jax.jit(truncate)
     logits = jnp.asarray(case["filter.logits"])
     pairs = [Knobs(top_k=int(k), top_p=float(p)).as_arrays() for k, p in case["filter.kp"]]
+    filtered = jax.jit(truncate)
     yield "filter.out", np.stack([filtered(logits, knobs) for knobs in pairs])
-    recorded = np.isfinite(case["filter.tie_out"])
-    # Filtered to the k largest, of which the k-th is met several times: at most that many survive.
-    tied = jnp.asarray(case["filter.tie_logits"])
-    least = np.where(recorded, case["filter.tie_logits"], np.inf).min(-1, keepdims=True)
-    above = int((case["filter.tie_logits"] > least).sum(-1).max())
-    out = filtered(tied, Knobs(top_k=above + 1).as_arrays())
+
+
+def _ties(case: Case) -> Outputs:
+    """Filtered to the k largest, of which the k-th is met several times; k is not recorded."""
+    logits, k = case["filter.tie_logits"], TIE
+    if "filter.tie_out" in case.io:  # at most as many as survive, and all of them alike
+        recorded = np.isfinite(case["filter.tie_out"])
+        least = np.where(recorded, logits, np.inf).min(-1, keepdims=True)
+        k = int((logits > least).sum(-1).max()) + 1
+    out = jax.jit(truncate)(jnp.asarray(logits), Knobs(top_k=k).as_arrays())
     yield "filter.tie_out", out
-    kept = np.isfinite(out).sum(-1)
-    yield "filter.tie_kept", kept
+    yield "filter.tie_kept", np.isfinite(out).sum(-1)
 
 
 def _resampling(case: Case) -> Outputs:
-    for name in fnmatch.filter(case.io, "unit.T*.area_*"):
-        found = re.fullmatch(r"unit\.T(\d+)\.area_(\d+)", name)
-        assert found is not None
-        side, small = int(found[1]), int(found[2])
+    for name, found in case.names(r"unit\.T(\d+)\.(area|bicubic)_(\d+)"):
+        side, small = int(found[1]), int(found[3])
         shrink, enlarge = area_matrix(side, small), bicubic_matrix(small, side)
         reduced = shrink @ case[f"unit.T{side}.full"] @ shrink.T
-        yield name, reduced
-        yield f"unit.T{side}.bicubic_{small}", enlarge @ reduced @ enlarge.T
+        yield name, reduced if found[2] == "area" else enlarge @ reduced @ enlarge.T
