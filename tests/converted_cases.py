@@ -37,8 +37,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def official(case: Case, part: str) -> dict[str, np.ndarray]:
-    """A whole state_dict; buffers hold what the official code starts them with, or zeros."""
+    """A whole state_dict; buffers are zeros but for VAR's numbering of the scales."""
     made = {t["key"]: np.zeros(t["shape"], t["dtype"]) for t in case.tensors(part)}
+    if "lvl_1L" in made:
+        sides = np.array(case.spec["config"][part]["patch_nums"])
+        made["lvl_1L"][0] = np.repeat(np.arange(len(sides)), sides**2)
     return made | case.state_dict(part)
 
 

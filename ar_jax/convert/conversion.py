@@ -14,6 +14,12 @@ import numpy as np
 from ar_jax.api import Params
 from ar_jax.build import build_schedule, build_system, build_tokenizer, trains_tokenizer
 from ar_jax.convert import weight_file
+from ar_jax.convert.options import (
+    check_options,
+    downsample,
+    generator_options,
+    tokenizer_options,
+)
 from ar_jax.convert.part import (
     GENERATOR,
     TOKENIZER,
@@ -72,8 +78,6 @@ DEFAULTS: dict[str, Any] = dict(
     ema=dict(decay=0.0),
     mesh=dict(data=-1, fsdp=1, tensor=1),
 )
-# Options that are no fields of a section.
-GEOMETRY = {"image_size", "grid", "scales", "downsample"}
 GENERATOR_ONLY = ("schedule", "backbone", "head", "sampling", "tokenizer_checkpoint")
 
 
@@ -112,26 +116,28 @@ def convert_files(
         ValueError: names the file, and the key, field or value that is wrong.
         OSError: a file cannot be opened.
     """
-    said = {**(_tokenizer_options(config) if config else {}), **(options or {})}
+    said = {**(tokenizer_options(config) if config else {}), **(options or {})}
     tensors = _tensors(tokenizer, family.unwrap_tokenizer)
-    part = _part(tokenizer, family.tokenizer, tensors, said)
     if transformer is None:
+        part = _part(tokenizer, family.tokenizer, tensors, said)
         full = _merge(config, part.section, TOKENIZER)
         _check_tokenizer(full, part.section, tokenizer)
-        _check_options(options, full)
+        check_options(options, full)
         params = to_params(part, tensors, empty_params(full, TOKENIZER), str(tokenizer))
         return Converted(full, params, TOKENIZER)
-    image_shape, (rows, _) = _image_and_grid(part.section)
-    said = {**(_generator_options(config) if config else {}), **(options or {})}
-    said = {"downsample": image_shape[0] // rows, **said}
+    # The transformer's file says for which image size and scales the tokenizer is taken.
+    first = {name: value for name, value in said.items() if name not in ("image_size", "scales")}
+    part = _part(tokenizer, family.tokenizer, tensors, first)
     drawn = _tensors(transformer, family.unwrap_generator)
-    generator = _part(transformer, family.generator, drawn, said)
+    asked = {**(generator_options(config) if config else {}), **(options or {})}
+    asked = {"downsample": downsample(part.section), **asked}
+    generator = _part(transformer, family.generator, drawn, asked, drawn)
     part = _fitting_tokenizer(family, part, generator, tensors, said, tokenizer)
     section = {**part.section, **generator.section}
     full = _merge(config, section, GENERATOR)
     _check_tokenizer(full, part.section, tokenizer)
     _check_generator(full, section, transformer)
-    _check_options(options, full)
+    check_options(options, full)
     params = to_params(generator, drawn, empty_params(full, GENERATOR), str(transformer))
     del drawn
     gc.collect()
@@ -169,9 +175,9 @@ def _tensors(path: str | Path, unwrap: Any) -> Tensors:
     return tensors
 
 
-def _part(path: str | Path, make: Any, tensors: Tensors, options: Mapping[str, Any]) -> Part:
+def _part(path: str | Path, make: Any, tensors: Tensors, *args: Any) -> Part:
     try:
-        return make(shapes_of(tensors), options)
+        return make(shapes_of(tensors), *args)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -187,8 +193,7 @@ def _fitting_tokenizer(
     """The tokenizer for images of the size that the generator makes."""
     scales = generator.section["schedule"].get("scales")
     rows, columns = build_schedule(generator.section).grids[-1]
-    (height, _, _), grid = _image_and_grid(part.section)
-    cell = height // grid[0]
+    cell = downsample(part.section)
     size = rows * cell if rows == columns else (rows * cell, columns * cell)
     fitted = {**said, "image_size": size} | ({"scales": scales} if scales else {})
     if said.get("image_size") not in (None, size):
@@ -197,24 +202,6 @@ def _fitting_tokenizer(
             f"codes, which are images of {rows * cell}x{columns * cell}"
         )
     return _part(path, family.tokenizer, tensors, fitted)
-
-
-def _image_and_grid(section: Mapping[str, Any]) -> tuple[tuple[int, int, int], tuple[int, int]]:
-    built = build_tokenizer({"dtype": "float32", **section})
-    return built.image_shape, built.grids[-1]
-
-
-def _tokenizer_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a configuration under the names of options."""
-    section = dict(config["tokenizer"])
-    return {**section, **dict(section.pop("autoencoder"))}
-
-
-def _generator_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    if "backbone" not in config:
-        raise ValueError("the configuration is of a tokenizer: it has no section 'backbone'")
-    options = {**config["schedule"], **config["backbone"], **config["objective"]}
-    return options | {"image_size": config["tokenizer"]["autoencoder"]["image_size"]}
 
 
 def _merge(
@@ -259,24 +246,6 @@ def _check_generator(full: Mapping[str, Any], section: Mapping[str, Any], path: 
     ours, wanted = build_system(full), build_system({"dtype": "float32", **section})
     for name in ("schedule", "backbone", "head"):
         _check(name, getattr(ours, name), getattr(wanted, name), path)
-
-
-def _check_options(options: Mapping[str, Any] | None, full: Mapping[str, Any]) -> None:
-    """Raises ValueError that names an option which has no bearing on the configuration."""
-    known: set[str] = set(GEOMETRY)
-
-    def collect(section: Mapping[str, Any]) -> None:
-        for name, value in section.items():
-            known.add(name)
-            if isinstance(value, Mapping):
-                collect(value)
-
-    sections = ("tokenizer", "schedule", "backbone", "head", "objective", "sampling")
-    for name in sections:
-        collect(full.get(name, {}))
-    for name, value in (options or {}).items():
-        if name not in known:
-            raise ValueError(f"option {name}={value!r} is unknown; there are {sorted(known)}")
 
 
 def _check(name: str, ours: Any, wanted: Any, path: Any) -> None:

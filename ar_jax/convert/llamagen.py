@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from ar_jax.convert.part import Part, agree, find_state_dict, shape_of
-from ar_jax.convert.places import Places, dense, fused, same
+from ar_jax.convert.part import Buffer, Part, agree, find_state_dict, shape_of
+from ar_jax.convert.places import Places, Tensors, dense, fused, same
 from ar_jax.convert.vqgan import (
     Shapes,
     Style,
@@ -92,7 +92,9 @@ def tokenizer_part(config: Mapping[str, Any]) -> Part:
         raise ValueError(f"tokenizer.name is {section['name']!r}, which is none of LlamaGen's")
     places = autoencoder_places(section["autoencoder"], STYLE)
     places["quantize.embedding.weight"] = same("quantizer/codebook")
-    usage = functools.partial(np.zeros, USAGE_ENTRIES, np.float32)
+    usage = Buffer(
+        shape=(USAGE_ENTRIES,), make=functools.partial(np.zeros, USAGE_ENTRIES, np.float32)
+    )
     return Part(
         section={"tokenizer": dict(section)},
         places=places,
@@ -100,7 +102,7 @@ def tokenizer_part(config: Mapping[str, Any]) -> Part:
     )
 
 
-def generator(shapes: Shapes, options: Mapping[str, Any]) -> Part:
+def generator(shapes: Shapes, options: Mapping[str, Any], _: Tensors | None = None) -> Part:
     """The transformer that tensors of these shapes are; options: see above."""
     vocabulary, width = shape_of(shapes, "tok_embeddings.weight")
     depth = next(i for i in itertools.count() if f"layers.{i}.attention.wo.weight" not in shapes)
@@ -216,7 +218,7 @@ def generator_part(config: Mapping[str, Any]) -> Part:
     return Part(
         section={name: config[name] for name in sections if name in config},
         places=places,
-        buffers={"freqs_cis": None},  # rope tables, in some old files
+        buffers={"freqs_cis": Buffer()},  # rope tables, in some old files
     )
 
 

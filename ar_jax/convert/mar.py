@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ar_jax.convert.part import Part, agree, find_state_dict, shape_of
-from ar_jax.convert.places import Places, dense, fused, fused_bias, reshaped, same
+from ar_jax.convert.places import Places, Tensors, dense, fused, fused_bias, reshaped, same
 from ar_jax.convert.vqgan import LDM, Shapes, autoencoder_places, read_autoencoder
 
 # (depth, width) of the official encoders and decoders -> heads, which the tensors do not say.
@@ -72,7 +72,7 @@ def tokenizer_part(config: Mapping[str, Any]) -> Part:
     return Part(section={"tokenizer": dict(section), "objective": trained_by}, places=places)
 
 
-def generator(shapes: Shapes, options: Mapping[str, Any]) -> Part:
+def generator(shapes: Shapes, options: Mapping[str, Any], _: Tensors | None = None) -> Part:
     """The transformer that tensors of these shapes are; options: see above."""
     length, decoder_width = shape_of(shapes, "diffusion_pos_embed_learned")[1:]
     rows = shape_of(shapes, "encoder_pos_embed_learned")[1]

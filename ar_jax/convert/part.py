@@ -28,6 +28,24 @@ TOKENIZER, GENERATOR = "tokenizer", "generator"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Buffer:
+    """A tensor of a file that carries no parameters.
+
+    Attributes:
+        shape: that it has; None: any.
+        made_by: what the shape and the numbers come from, for errors.
+        make: what an exported file holds there; None: nothing is written.
+        computed: the official code computes it and uses what the file holds, so that must be the
+            same as `make`. Zeros alone say nothing: a buffer that was never filled.
+    """
+
+    shape: Shape | None = None
+    made_by: str = "the official code"
+    make: Callable[[], np.ndarray] | None = None
+    computed: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
     """A tokenizer or a generator of a family.
 
@@ -37,13 +55,12 @@ class Part:
             'schedule', 'backbone', 'head', 'objective' and the release's 'sampling'.
         places: official key -> our leaves: 'autoencoder/...' and 'quantizer/...' of a tokenizer,
             'backbone/...' and 'head/...' of a generator.
-        buffers: keys that a file may hold beside them, which carry no parameters -> what an
-            exported file holds there, or None: nothing is written.
+        buffers: what a file may hold beside them.
     """
 
     section: dict[str, Any]
     places: Places
-    buffers: Mapping[str, Callable[[], np.ndarray] | None] = dataclasses.field(default_factory=dict)
+    buffers: Mapping[str, Buffer] = dataclasses.field(default_factory=dict)
 
 
 def shapes_of(tensors: Tensors) -> dict[str, Shape]:
@@ -77,6 +94,9 @@ def to_params(part: Part, tensors: Tensors, expected: Any, source: str) -> dict[
     """
     used = {key: tensor for key, tensor in tensors.items() if key not in part.buffers}
     try:
+        for key, buffer in part.buffers.items():
+            if key in tensors:
+                _check_buffer(key, buffer, tensors[key])
         return to_ours(part.places, used, expected)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
@@ -84,13 +104,29 @@ def to_params(part: Part, tensors: Tensors, expected: Any, source: str) -> dict[
 
 def to_tensors(part: Part, params: Any) -> dict[str, np.ndarray]:
     """The official state_dict of our parameters, buffers included."""
-    made = {key: make() for key, make in part.buffers.items() if make is not None}
+    makers = {key: buffer.make for key, buffer in part.buffers.items()}
+    made = {key: make() for key, make in makers.items() if make is not None}
     return to_official(part.places, params) | made
 
 
 def release_shapes(part: Part, expected: Any) -> dict[str, Shape]:
     """Official key -> shape of every parameter, without any numbers."""
     return official_shapes(part.places, expected)
+
+
+def _check_buffer(key: str, buffer: Buffer, tensor: np.ndarray) -> None:
+    found = tuple(tensor.shape)
+    if buffer.shape not in (None, found):
+        raise ValueError(
+            f"buffer {key!r} has the shape {found}, but by {buffer.made_by} it is {buffer.shape}"
+        )
+    if not buffer.computed or not np.any(tensor):
+        return
+    if buffer.make is not None and not np.array_equal(tensor, buffer.make()):
+        raise ValueError(
+            f"buffer {key!r} holds other numbers than it has by {buffer.made_by}: with it the "
+            "official code is another model"
+        )
 
 
 def agree(name: str, found: Any, options: Mapping[str, Any], source: str) -> Any:

@@ -29,6 +29,7 @@ from ar_jax.convert.places import (
     Place,
     Places,
     Shape,
+    Tensors,
     convolution,
     dense,
     fused,
@@ -157,7 +158,7 @@ def _autoencoder(fields: Mapping[str, Any]) -> Places:
     return places
 
 
-def generator(shapes: Shapes, options: Mapping[str, Any]) -> Part:
+def generator(shapes: Shapes, options: Mapping[str, Any], _: Tensors | None = None) -> Part:
     """The transformer that tensors of these shapes are; options: see above."""
     rows, width = shape_of(shapes, "pos_embed")[1:]
     steps = shape_of(shapes, "timesteps_embeddings")[1]

@@ -3,13 +3,14 @@
 A family is a module of this folder with
 
     def tokenizer(shapes, options) -> Part       the part that official tensors of these shapes are
-    def generator(shapes, options) -> Part
+    def generator(shapes, options, tensors) -> Part
     def tokenizer_part(config) -> Part           the part of a configuration of ours (for export)
     def generator_part(config) -> Part
     def unwrap_tokenizer(container) -> tensors   the state_dict inside a checkpoint's container
     def unwrap_generator(container) -> tensors
 
-``options`` is what the tensors cannot say. Where both speak they must agree.
+``options`` is what the tensors cannot say. Where both speak they must agree. The tensors themselves
+are there for the families in which a buffer's numbers say a size; without them the shapes speak.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from ar_jax.convert.places import Shape, Tensors
 class Family(Protocol):
     """See above."""
 
-    def tokenizer(self, shapes: Mapping[str, Shape], options: Mapping[str, Any]) -> Part:
+    def tokenizer(self, shapes: Mapping[str, Shape], options: Mapping[str, Any], /) -> Part:
         """Of a file."""
         ...
 
-    def generator(self, shapes: Mapping[str, Shape], options: Mapping[str, Any]) -> Part:
+    def generator(
+        self, shapes: Mapping[str, Shape], options: Mapping[str, Any], tensors: Tensors | None, /
+    ) -> Part:
         """Of a file."""
         ...
 

@@ -5,7 +5,8 @@ trainer, ``ar-ckpt-*.pth``, hold both under 'trainer' and are taken too.
 
 Options, beside the fields that the tensors say:
 
-    scales        (1, 2, 3, ...), of 256, 512 or 1024 pixels where they fit the transformer's tables
+    scales        (1, 2, 3, ...), those that the transformer's lvl_1L numbers; without it the
+                  official ones of 256, 512 or 1024 pixels, if they fit the transformer's tables
     image_size    256 unless the scales say otherwise
     heads         where a transformer without cosine attention does not say and has no official size
     phi_ratio, l2_norm, groups     of the tokenizer: 0.5, False, 32
@@ -17,13 +18,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ar_jax.convert.part import Part, agree, find_state_dict, shape_of
-from ar_jax.convert.places import Places, convolution, dense, fused, reshaped, same
+from ar_jax.convert.part import Buffer, Part, agree, find_state_dict, shape_of
+from ar_jax.convert.places import Places, Tensors, convolution, dense, fused, reshaped, same
 from ar_jax.convert.vqgan import LDM, Shapes, autoencoder_places, read_autoencoder
 from ar_jax.schedules import as_grids
 
@@ -95,7 +97,12 @@ def tokenizer_part(config: Mapping[str, Any]) -> Part:
         key, ours = f"quantize.quant_resi.{name}", f"quantizer/phi_{i}"
         places[f"{key}.weight"] = convolution(f"{ours}/kernel")
         places[f"{key}.bias"] = same(f"{ours}/bias")
-    hits = functools.partial(np.zeros, (scales, section["codebook_size"]), np.float32)
+    shape = (scales, section["codebook_size"])
+    hits = Buffer(
+        shape=shape,
+        made_by=f"the scales {tuple(section['scales'])}",
+        make=functools.partial(np.zeros, shape, np.float32),
+    )
     return Part(
         section={"tokenizer": dict(section)},
         places=places,
@@ -103,8 +110,12 @@ def tokenizer_part(config: Mapping[str, Any]) -> Part:
     )
 
 
-def generator(shapes: Shapes, options: Mapping[str, Any]) -> Part:
-    """The transformer that tensors of these shapes are; options: see above."""
+def generator(shapes: Shapes, options: Mapping[str, Any], tensors: Tensors | None = None) -> Part:
+    """The transformer that tensors of these shapes are; options: see above.
+
+    Args:
+        tensors: whose 'lvl_1L', if it is there and filled, says the scales.
+    """
     _, length, width = shape_of(shapes, "pos_1LC")
     classes = shape_of(shapes, "class_emb.weight")[0] - 1
     depth = next(i for i in itertools.count() if f"blocks.{i}.ffn.fc1.weight" not in shapes)
@@ -118,7 +129,9 @@ def generator(shapes: Shapes, options: Mapping[str, Any]) -> Part:
             )
         heads = depth
     heads = agree("heads", heads, options, "blocks.0.attn.scale_mul_1H11")
-    scales = _scales(length, shape_of(shapes, "lvl_embed.weight")[0], options)
+    count = shape_of(shapes, "lvl_embed.weight")[0]
+    cells = _cells((tensors or {}).get("lvl_1L"), length, count)
+    scales = _scales(length, count, cells, options)
     vocabulary = shape_of(shapes, "head.weight")[0]
     backbone = dict(
         name="decoder",
@@ -236,20 +249,52 @@ def _buffers(config: Mapping[str, Any]) -> dict[str, Any]:
         visible = step_id[:, None] >= step_id[None]
         return np.where(visible, np.float32(0), -np.float32(np.inf))[None, None]
 
-    buffers: dict[str, Any] = {
-        "lvl_1L": lambda: step_id[None].astype(np.int64),
-        "attn_bias_for_masking": mask,
+    length, width = len(step_id), config["backbone"]["width"]
+    by_scales = functools.partial(
+        Buffer, made_by=f"the scales {tuple(config['schedule']['scales'])}", computed=True
+    )
+    buffers = {
+        "lvl_1L": by_scales(shape=(1, length), make=lambda: step_id[None].astype(np.int64)),
+        "attn_bias_for_masking": by_scales(shape=(1, 1, length, length), make=mask),
     }
-    zeros = functools.partial(np.zeros, config["backbone"]["width"], np.float32)
+    zeros = functools.partial(np.zeros, width, np.float32)
     for i in range(config["backbone"]["depth"]):
-        buffers[f"blocks.{i}.attn.zero_k_bias"] = zeros
+        bias = Buffer(shape=(width,), make=zeros, computed=True)
+        buffers[f"blocks.{i}.attn.zero_k_bias"] = bias
     return buffers
 
 
-def _scales(length: int, count: int, options: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The scales of a transformer with ``length`` positions on ``count`` scales."""
+def _cells(level: np.ndarray | None, length: int, count: int) -> list[int] | None:
+    """Positions on every scale, as the buffer 'lvl_1L' numbers them; None where it does not say.
+
+    Zeros alone for more than one scale are no numbering: a buffer that was never filled.
+    """
+    if level is None or (count > 1 and not np.any(level)):
+        return None
+    numbers = np.asarray(level).reshape(-1).astype(np.int64)
+    steps = np.diff(numbers, prepend=0)
+    if len(numbers) != length or not np.isin(steps, (0, 1)).all() or numbers[-1] != count - 1:
+        raise ValueError(
+            f"'lvl_1L' does not number the {length} positions of pos_1LC by the {count} scales of "
+            "lvl_embed.weight, one after the other"
+        )
+    return np.bincount(numbers).tolist()
+
+
+def _scales(
+    length: int, count: int, cells: list[int] | None, options: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """The scales of a transformer with ``length`` positions on ``count`` scales; see `_cells`."""
     said = options.get("scales")
     known = {size: scales for size, scales in SCALES.items() if _fits(scales, length, count)}
+    if said is None and cells is not None:
+        sides = tuple(math.isqrt(n) for n in cells)
+        if [side**2 for side in sides] != cells:
+            raise ValueError(
+                f"'lvl_1L' numbers {cells} positions on the scales, which are no squares: give the "
+                "option scales, as --option=scales=((1,2),(2,4))"
+            )
+        return sides
     if said is None:
         if "image_size" in options:
             known = {s: scales for s, scales in known.items() if s == options["image_size"]}
@@ -264,6 +309,11 @@ def _scales(length: int, count: int, options: Mapping[str, Any]) -> tuple[Any, .
         raise ValueError(
             f"scales is {tuple(said)}, but pos_1LC has {length} positions and lvl_embed.weight "
             f"{count} scales"
+        )
+    found = [rows * columns for rows, columns in as_grids(said)]
+    if cells is not None and found != cells:
+        raise ValueError(
+            f"scales is {tuple(said)}, which have {found} positions, but 'lvl_1L' numbers {cells}"
         )
     return tuple(said)
 

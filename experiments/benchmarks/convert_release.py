@@ -54,7 +54,8 @@ class RandomTensors(Mapping[str, np.ndarray]):
     def __init__(self, family: Family, config: Mapping[str, Any], kind: str) -> None:
         part = (family.tokenizer_part if kind == TOKENIZER else family.generator_part)(config)
         self.shapes = release_shapes(part, empty_params(config, kind))
-        self.buffers = {key: make for key, make in part.buffers.items() if make is not None}
+        makers = {key: buffer.make for key, buffer in part.buffers.items()}
+        self.buffers = {key: make for key, make in makers.items() if make is not None}
 
     def __getitem__(self, key: str) -> np.ndarray:
         if key in self.buffers:
