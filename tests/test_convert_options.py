@@ -123,6 +123,20 @@ def test_buffers_of_another_model_are_refused(key, value, message):
         to_params(part, tensors, {}, "a.pth")
 
 
+def test_leftovers_of_training_are_named_and_nothing_else_is_passed_over(tmp_path, caplog):
+    case = Case.load(GOLDEN / "mar/tiny")
+    state = case.state_dict("vae")
+    left = {"loss.logvar": np.zeros(()), "discriminator.main.0.weight": np.zeros((2, 2))}
+    weight_file.write(tmp_path / "kl16.ckpt", {"model": state | left})
+    caplog.set_level("INFO", "ar_jax")
+    converted = convert_files(mar, tmp_path / "kl16.ckpt", None, {"image_size": 32})
+    assert converted.unread == tuple(left)
+    assert "kl16.ckpt: 2 tensors of training are not read: loss.logvar, disc" in caplog.text
+    weight_file.write(tmp_path / "more.ckpt", {"model": state | {"teacher.w": np.zeros(3)}})
+    with pytest.raises(ValueError, match=r"more\.ckpt: tensor 'teacher\.w' \(3,\) has no place"):
+        convert_files(mar, tmp_path / "more.ckpt", None, {"image_size": 32})
+
+
 @pytest.fixture(scope="module")
 def mar_files(tmp_path_factory) -> tuple[Path, Path]:
     return write_files("mar", tmp_path_factory.mktemp("mar"))

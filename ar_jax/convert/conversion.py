@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ from ar_jax.convert.part import (
     shapes_of,
     to_params,
     to_tensors,
+    unread,
 )
 from ar_jax.convert.places import Tensors
 from ar_jax.convert.release import Family
+
+log = logging.getLogger(__name__)
 
 # What a configuration says of training only, beside which a file cannot be checked.
 TRAINING_FIELDS = {
@@ -89,11 +93,13 @@ class Converted:
         config: of a run, plain dicts.
         params: of the tokenizer; or ``{'tokenizer', 'backbone', 'head'}``.
         kind: 'tokenizer' or 'generator'.
+        unread: keys of what training left in the files beside the model.
     """
 
     config: dict[str, Any]
     params: Params
     kind: str
+    unread: tuple[str, ...] = ()
 
 
 def convert_files(
@@ -124,7 +130,7 @@ def convert_files(
         _check_tokenizer(full, part.section, tokenizer)
         check_options(options, full)
         params = to_params(part, tensors, empty_params(full, TOKENIZER), str(tokenizer))
-        return Converted(full, params, TOKENIZER)
+        return Converted(full, params, TOKENIZER, _unread(part, tensors, tokenizer))
     # The transformer's file says for which image size and scales the tokenizer is taken.
     first = {name: value for name, value in said.items() if name not in ("image_size", "scales")}
     part = _part(tokenizer, family.tokenizer, tensors, first)
@@ -139,10 +145,11 @@ def convert_files(
     _check_generator(full, section, transformer)
     check_options(options, full)
     params = to_params(generator, drawn, empty_params(full, GENERATOR), str(transformer))
+    left = _unread(part, tensors, tokenizer) + _unread(generator, drawn, transformer)
     del drawn
     gc.collect()
     params[TOKENIZER] = to_params(part, tensors, empty_params(full, TOKENIZER), str(tokenizer))
-    return Converted(full, params, GENERATOR)
+    return Converted(full, params, GENERATOR, left)
 
 
 def export_tensors(
@@ -173,6 +180,13 @@ def _tensors(path: str | Path, unwrap: Any) -> Tensors:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return tensors
+
+
+def _unread(part: Part, tensors: Tensors, path: str | Path) -> tuple[str, ...]:
+    keys = unread(part, tensors)
+    if keys:
+        log.info("%s: %d tensors of training are not read: %s", path, len(keys), ", ".join(keys))
+    return keys
 
 
 def _part(path: str | Path, make: Any, tensors: Tensors, *args: Any) -> Part:

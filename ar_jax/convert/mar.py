@@ -1,8 +1,8 @@
 """MAR's releases (arXiv:2406.11838, github.com/LTH14/mar): the KL-16 autoencoder and MAR-B, L, H.
 
 ``kl16.ckpt`` keeps the autoencoder under 'model'; ``checkpoint-last.pth`` of a transformer keeps
-'model' and, what generation uses, 'model_ema'. Discriminators and other keys of training beside
-the autoencoder are not read.
+'model' and, what generation uses, 'model_ema'. Losses and discriminators beside the autoencoder
+(`LEFTOVERS`) are not read.
 
 Options, beside the fields that the tensors say:
 
@@ -29,14 +29,12 @@ from ar_jax.convert.vqgan import LDM, Shapes, autoencoder_places, read_autoencod
 
 # (depth, width) of the official encoders and decoders -> heads, which the tensors do not say.
 SIZES = {(12, 768): 12, (16, 1024): 16, (20, 1280): 16}
-# Every module of the released autoencoder's state_dict starts with one of these.
-AUTOENCODER = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+LEFTOVERS = ("loss.*", "discriminator.*")
 
 
 def unwrap_tokenizer(container: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The autoencoder's state_dict inside a file, without what training kept beside it."""
-    tensors = find_state_dict(container, ("model", "state_dict"), "post_quant_conv.weight")
-    return {key: tensor for key, tensor in tensors.items() if key.startswith(AUTOENCODER)}
+    """The autoencoder's state_dict inside a file."""
+    return find_state_dict(container, ("model", "state_dict"), "post_quant_conv.weight")
 
 
 def unwrap_generator(container: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -69,7 +67,11 @@ def tokenizer_part(config: Mapping[str, Any]) -> Part:
         raise ValueError(f"tokenizer.name is {section['name']!r}, which is no tokenizer of MAR's")
     places = autoencoder_places(section["autoencoder"], LDM)
     trained_by = dict(name="kl_tokenizer", l1=1.0, l2=0.0, kl=1e-6)
-    return Part(section={"tokenizer": dict(section), "objective": trained_by}, places=places)
+    return Part(
+        section={"tokenizer": dict(section), "objective": trained_by},
+        places=places,
+        leftovers=LEFTOVERS,
+    )
 
 
 def generator(shapes: Shapes, options: Mapping[str, Any], _: Tensors | None = None) -> Part:

@@ -7,6 +7,7 @@ configuration of ours; what is the same for all families is here.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,11 +57,13 @@ class Part:
         places: official key -> our leaves: 'autoencoder/...' and 'quantizer/...' of a tokenizer,
             'backbone/...' and 'head/...' of a generator.
         buffers: what a file may hold beside them.
+        leftovers: patterns of keys that training left beside them, which nobody reads.
     """
 
     section: dict[str, Any]
     places: Places
     buffers: Mapping[str, Buffer] = dataclasses.field(default_factory=dict)
+    leftovers: tuple[str, ...] = ()
 
 
 def shapes_of(tensors: Tensors) -> dict[str, Shape]:
@@ -83,7 +86,7 @@ def empty_params(config: Mapping[str, Any], kind: str) -> Any:
 
 
 def to_params(part: Part, tensors: Tensors, expected: Any, source: str) -> dict[str, Any]:
-    """Our parameters of a file's tensors, every one of which is used or a known buffer.
+    """Our parameters of a file's tensors, each of which is used, a known buffer or a leftover.
 
     Args:
         expected: `empty_params` of the configuration.
@@ -92,7 +95,8 @@ def to_params(part: Part, tensors: Tensors, expected: Any, source: str) -> dict[
     Raises:
         ValueError: names the file, the official key, our path and the shapes.
     """
-    used = {key: tensor for key, tensor in tensors.items() if key not in part.buffers}
+    passed = {*part.buffers, *unread(part, tensors)}
+    used = {key: tensor for key, tensor in tensors.items() if key not in passed}
     try:
         for key, buffer in part.buffers.items():
             if key in tensors:
@@ -100,6 +104,12 @@ def to_params(part: Part, tensors: Tensors, expected: Any, source: str) -> dict[
         return to_ours(part.places, used, expected)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def unread(part: Part, tensors: Tensors) -> tuple[str, ...]:
+    """Keys of what training left in a file beside the model."""
+    patterns = part.leftovers
+    return tuple(key for key in tensors if any(fnmatch.fnmatchcase(key, p) for p in patterns))
 
 
 def to_tensors(part: Part, params: Any) -> dict[str, np.ndarray]:
