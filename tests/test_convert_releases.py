@@ -63,6 +63,7 @@ def test_llamagen_transformers(name):
     part = llamagen.generator(released()[name], {})
     grid = part.section["schedule"]["grid"]
     assert grid == GRIDS[name]
+    assert part.container == (() if name in ("c2i XXL", "c2i 3B") else ("model",))
     tokenizer = llamagen.tokenizer(released()["VQ-16"], {"image_size": 16 * grid})
     assert shapes_of(part, "generator", **tokenizer.section) == released()[name]
 

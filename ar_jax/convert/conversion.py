@@ -28,7 +28,6 @@ from ar_jax.convert.part import (
     empty_params,
     shapes_of,
     to_params,
-    to_tensors,
     unread,
 )
 from ar_jax.convert.places import Tensors
@@ -150,22 +149,6 @@ def convert_files(
     gc.collect()
     params[TOKENIZER] = to_params(part, tensors, empty_params(full, TOKENIZER), str(tokenizer))
     return Converted(full, params, GENERATOR, left)
-
-
-def export_tensors(
-    family: Family, config: Mapping[str, Any], params: Params, kind: str
-) -> dict[str, np.ndarray]:
-    """The official state_dict of a tokenizer's or a generator's parameters.
-
-    Args:
-        config: of the run.
-        params: of the tokenizer, or ``{'backbone', 'head'}``.
-
-    Raises:
-        ValueError: the model is none that the family has.
-    """
-    part = (family.tokenizer_part if kind == TOKENIZER else family.generator_part)(config)
-    return to_tensors(part, params)
 
 
 def _tensors(path: str | Path, unwrap: Any) -> Tensors:

@@ -14,8 +14,8 @@ import ml_collections
 from ar_jax.api import Params
 from ar_jax.build import trains_tokenizer
 from ar_jax.convert import weight_file
-from ar_jax.convert.conversion import Converted, export_tensors
-from ar_jax.convert.part import GENERATOR, TOKENIZER, empty_params
+from ar_jax.convert.conversion import Converted
+from ar_jax.convert.part import GENERATOR, TOKENIZER, empty_params, to_tensors
 from ar_jax.convert.places import flat_leaves
 from ar_jax.convert.release import Family
 from ar_jax.io.checkpoint import (
@@ -72,7 +72,8 @@ def export_directory(
     Args:
         directory: a workdir, converted or trained.
         outs: the file of the transformer and, if wanted, that of its tokenizer; or of a tokenizer
-            alone, where the run is one. The suffix says the format.
+            alone, where the run is one. The suffix says the format: a file of torch has the
+            container that the official code looks into, safetensors are state_dicts.
         which, step: see `ar_jax.io.checkpoint.load_params`.
 
     Returns:
@@ -95,11 +96,14 @@ def export_directory(
     lines = []
     for out, kind in zip(outs, kinds, strict=False):
         params = _params(config, directory, kind, kind == kinds[0], which, step)
-        tensors = export_tensors(family, config, params, kind)
+        part = (family.tokenizer_part if kind == TOKENIZER else family.generator_part)(config)
+        tensors = to_tensors(part, params)
+        names = part.container if Path(out).suffix in weight_file.TORCH else ()
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        weight_file.write(out, tensors)
+        weight_file.write(out, dict.fromkeys(names, tensors) if names else tensors)
         count = sum(tensor.size for tensor in flat_leaves(params).values())
-        lines.append(f"{out}: {kind}, {len(tensors)} tensors, {count:,} parameters")
+        under = f", under {' and '.join(map(repr, names))}" if names else ""
+        lines.append(f"{out}: {kind}, {len(tensors)} tensors, {count:,} parameters{under}")
     return lines
 
 

@@ -57,6 +57,7 @@ SIZES = {
     (48, 2560): (40, 384, 1.75),
     (32, 4096): (32, 384, 1.75),
 }
+PLAIN = ((48, 1536), (24, 3200))  # XXL and 3B, whose files are state_dicts without a container
 TEXT_GUIDANCE, TEXT_TOP_K = 7.5, 1000  # of the official demo
 
 
@@ -99,6 +100,7 @@ def tokenizer_part(config: Mapping[str, Any]) -> Part:
         section={"tokenizer": dict(section)},
         places=places,
         buffers={"quantize.codebook_used": usage},
+        container=("model",),
     )
 
 
@@ -219,6 +221,7 @@ def generator_part(config: Mapping[str, Any]) -> Part:
         section={name: config[name] for name in sections if name in config},
         places=places,
         buffers={"freqs_cis": Buffer()},  # rope tables, in some old files
+        container=() if (backbone["depth"], backbone["width"]) in PLAIN else ("model",),
     )
 
 

@@ -29,6 +29,8 @@ from ar_jax.convert.vqgan import LDM, Shapes, autoencoder_places, read_autoencod
 
 # (depth, width) of the official encoders and decoders -> heads, which the tensors do not say.
 SIZES = {(12, 768): 12, (16, 1024): 16, (20, 1280): 16}
+# The official code loads the trained weights before the averaged ones; ours are one of the two.
+CONTAINER = ("model", "model_ema")
 LEFTOVERS = ("loss.*", "discriminator.*")
 
 
@@ -71,6 +73,7 @@ def tokenizer_part(config: Mapping[str, Any]) -> Part:
         section={"tokenizer": dict(section), "objective": trained_by},
         places=places,
         leftovers=LEFTOVERS,
+        container=("model",),
     )
 
 
@@ -166,7 +169,11 @@ def generator_part(config: Mapping[str, Any]) -> Part:
     places |= _norm("decoder_norm", "backbone/decoder_norm")
     places |= _head(head)
     sections = ("schedule", "backbone", "head", "objective", "sampling")
-    return Part(section={name: config[name] for name in sections if name in config}, places=places)
+    return Part(
+        section={name: config[name] for name in sections if name in config},
+        places=places,
+        container=CONTAINER,
+    )
 
 
 def _block(key: str, stack: str, width: int, heads: int, layer: int) -> Places:

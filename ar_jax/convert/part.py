@@ -58,12 +58,15 @@ class Part:
             'backbone/...' and 'head/...' of a generator.
         buffers: what a file may hold beside them.
         leftovers: patterns of keys that training left beside them, which nobody reads.
+        container: names under which the official code looks for the state_dict in a file of torch;
+            (): the file is the state_dict.
     """
 
     section: dict[str, Any]
     places: Places
     buffers: Mapping[str, Buffer] = dataclasses.field(default_factory=dict)
     leftovers: tuple[str, ...] = ()
+    container: tuple[str, ...] = ()
 
 
 def shapes_of(tensors: Tensors) -> dict[str, Shape]:
