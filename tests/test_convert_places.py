@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
 from ar_jax.convert import llamagen, var, weight_file
 from ar_jax.convert.conversion import convert_files
 from ar_jax.convert.parity.case import Case
-from ar_jax.convert.part import agree, find_state_dict
+from ar_jax.convert.part import Part, agree, find_state_dict, to_params
 from ar_jax.convert.places import (
     check_cover,
     dense,
@@ -75,11 +76,25 @@ def test_there_and_back():
     assert official_shapes({"b": bias}, shapes) == {"b": (6,)}
 
 
-def test_half_precision_is_widened():
-    half = {key: tensor.astype(np.float16) for key, tensor in tensors().items()}
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_widened_and_keeps_its_values(kind):
+    half = {key: tensor.astype(kind) for key, tensor in tensors().items()}
     ours = to_ours(PLACES, half, SHAPES)
     assert ours["norm"]["scale"].dtype == np.float32
-    np.testing.assert_array_equal(ours["norm"]["scale"], half["norm"].astype(np.float32))
+    back = to_official(PLACES, ours)
+    for key, tensor in half.items():
+        assert back[key].dtype == np.float32
+        np.testing.assert_array_equal(back[key], tensor.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.float64, ml_dtypes.float8_e4m3fn, np.complex64])
+def test_other_types_are_refused(kind):
+    """float64 would be cut short; types of eight bits are no weights without their scales."""
+    part = Part(section={}, places=PLACES)
+    given = tensors(norm=np.ones(5, kind))
+    message = rf"^d16\.pth: tensor 'norm' is {np.dtype(kind)}, but our 'norm/scale' takes floats"
+    with pytest.raises(ValueError, match=message):
+        to_params(part, given, SHAPES, "d16.pth")
 
 
 @pytest.mark.parametrize(

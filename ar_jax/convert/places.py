@@ -11,12 +11,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 Tensors = Mapping[str, np.ndarray]
 Function = Callable[[np.ndarray], np.ndarray]
 Shape = tuple[int, ...]
+WEIGHTS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,16 +112,16 @@ def to_ours(places: Places, tensors: Tensors, expected: Any) -> dict[str, Any]:
     """Our parameters of official tensors, as nested dicts of fresh float32 arrays.
 
     Tensors are read one at a time and stacked layers filled in place, so that beside the result
-    there is never more than one tensor in memory.
+    there is never more than one tensor in memory. Halves are widened, which keeps their values.
 
     Args:
         places: a place for every official tensor.
-        tensors: exactly those; of a floating type.
+        tensors: exactly those; float32, or float16 or bfloat16.
         expected: pytree of things with a shape, the parameters to fill; see `check_cover`.
 
     Raises:
         ValueError: names the official key and our path (with both shapes) where a key is missing,
-            unknown, of another shape or no float.
+            unknown, of another shape or no float of 32 or 16 bits.
     """
     wanted = official_shapes(places, expected)
     for key in tensors:
@@ -140,9 +141,10 @@ def to_ours(places: Places, tensors: Tensors, expected: Any) -> dict[str, Any]:
                 f"({', '.join(str(leaves[path].shape) for path in place.paths)}) needs "
                 f"{wanted[key]}"
             )
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        if tensor.dtype not in WEIGHTS:
             raise ValueError(
-                f"tensor {key!r} is {tensor.dtype}, but our {_where(place)} takes floats"
+                f"tensor {key!r} is {tensor.dtype}, but our {_where(place)} takes floats of "
+                f"32 or 16 bits: {', '.join(map(str, WEIGHTS))}"
             )
         for path, piece in zip(place.paths, _pieces(place, np.asarray(tensor)), strict=True):
             leaf = leaves[path] if place.layer is None else leaves[path][place.layer]
