@@ -201,6 +201,20 @@ def test_trees(tmp_path):
         load_tree(tmp_path / "x", {"encoder": {"kernel": shape}})
 
 
+def test_host_arrays_are_written_from_where_they_lie(tmp_path):
+    """Compressed, every leaf of the tree would wait in memory for the last one."""
+    tree = {name: np.ones((64, 1024), np.float32) for name in ("a", "b")}
+    save_tree(tmp_path / "tree", tree)
+    run = Checkpoints(tmp_path / "run", keep=1, copies=False)
+    run.save(0, {"params": tree})
+    run.close()
+    for folder in (tmp_path / "tree", tmp_path / "run"):
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        assert size > 2 * 64 * 1024 * 4
+    np.testing.assert_array_equal(load_tree(tmp_path / "tree")["a"], tree["a"])
+    np.testing.assert_array_equal(load_params(tmp_path / "run", "params")["b"], tree["b"])
+
+
 def test_load_system_params_joins_generator_and_tokenizer(tmp_path):
     tokenizer = {"quantizer": {"codebook": np.ones((4, 2), np.float32)}}
     store = Checkpoints(tmp_path, keep=1)
