@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gzip
 import importlib
 import importlib.util
@@ -16,9 +17,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from absl import flags
 
-from ar_jax.build import build_objective
+from ar_jax.build import build_objective, trains_tokenizer
 from ar_jax.data import from_config, open_source
 from ar_jax.io.metrics import read_jsonl
 from ar_jax.parallel.mesh import make_mesh, put_batch, use_mesh
@@ -29,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # System -> the tokenizer its config names.
 SYSTEMS = {"var": "tokenizer_multiscale", "llamagen": "tokenizer_vq"}
 TRAIN_IMAGES, TEST_IMAGES = 200, 120
+SAMPLES, BATCH = 20, 5  # one batch size for all, so that samplers compile once
 # Eight devices in every layout: the runs of both systems together use all three axes.
 CUBE, DATA, FSDP = {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}, {"data": 1, "fsdp": 8}
 TOKENIZER_MESH = {"var": DATA, "llamagen": CUBE}
@@ -61,7 +64,7 @@ def write_fashion(directory: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """A system's workdirs: of its tokenizer, its codes, and a generator trained on these."""
+    """A system's demo: workdirs of its tokenizer, its codes, and a generator trained on these."""
 
     system: str
     source: str
@@ -80,21 +83,35 @@ class Runs:
         return self.folder / "generator"
 
     def tokenizer_config(self) -> Any:
-        return self._config(SYSTEMS[self.system], self.source, TOKENIZER_MESH[self.system])
+        return self.adapted(smoke_config(SYSTEMS[self.system]))
 
     def generator_config(self, source: str) -> Any:
-        config = self._config(self.system, source, GENERATOR_MESH[self.system])
+        config = self.adapted(smoke_config(self.system))
         config.tokenizer_checkpoint = str(self.tokenizer)
+        config.data.source = source
         return config
 
-    def _config(self, name: str, source: str, mesh: dict[str, int]) -> Any:
-        return smoke_config(
-            name,
-            data__source=source,
-            train__eval_batches=0,  # all test images
-            train__preview_every=0,
-            **{f"mesh__{axis}": size for axis, size in mesh.items()},
-        )
+    def adapted(self, config: Any) -> Any:
+        """A smoke config for few images, all test images in evaluations, and eight devices."""
+        config.data.source = self.source
+        config.train.update(eval_batches=0, preview_every=0)
+        meshes = TOKENIZER_MESH if trains_tokenizer(config) else GENERATOR_MESH
+        config.mesh.update(meshes[self.system])
+        return config
+
+    def run_demo(self) -> None:
+        """experiments/demo.py, on these configs and in batches that tests draw samples in too."""
+        arguments = (f"--system={self.system}", f"--workdir={self.folder}", "--mode=smoke")
+        with (
+            script("demo", *arguments, f"--num_images={SAMPLES}") as demo,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            load = demo.load_config
+            patch.setattr(demo, "load_config", lambda name, mode: self.adapted(load(name, mode)))
+            evaluate = functools.partial(demo.evaluate_workdir, batch_size=BATCH)
+            patch.setattr(demo, "evaluate_workdir", evaluate)
+            patch.setattr(demo, "cache_codes", functools.partial(demo.cache_codes, batch_size=64))
+            demo.main(["demo"])
 
 
 def losses(workdir: Path) -> list[float]:
