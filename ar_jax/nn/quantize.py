@@ -46,12 +46,12 @@ def entropy_loss(
     """
     log_p = jax.nn.log_softmax(-squared_distances(z, codebook) / temperature, axis=-1)  # [N, V]
     p = jnp.exp(log_p)
-    entropies = -(p * log_p).sum(-1)  # [N]
+    negative = (p * log_p).sum(-1)  # [N], of entropies
     if weights is None:
-        each, mean = entropies.mean(), p.mean(0)
+        each, mean = -negative.mean(), p.mean(0)
     else:
         shares = weights / weights.sum().clip(min=1e-9)  # [N]
-        each, mean = (entropies * shares).sum(), (p * shares[:, None]).sum(0)
+        each, mean = -(negative * shares).sum(), (p * shares[:, None]).sum(0)
     return each + (mean * jnp.log(mean + 1e-5)).sum()
 
 
