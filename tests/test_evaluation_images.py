@@ -105,7 +105,7 @@ def test_a_meter_weighs_images_not_batches() -> None:
     meter.add(x[5:], y[5:])
     whole = evaluate_reconstruction(x, y, batch_size=3)
     got = meter.result()
-    assert got.count == whole.count == 7
+    assert got.count == whole.count == 7 and got.ssim is not None
     np.testing.assert_allclose(
         [got.mse, got.psnr, got.psnr_of_mse, got.ssim],
         [mse(x, y).mean(), psnr(x, y).mean(), whole.psnr_of_mse, ssim(x, y).mean()],
