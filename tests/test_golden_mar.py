@@ -16,7 +16,7 @@ from ar_jax.convert.conversion import convert_files
 from ar_jax.convert.directory import export_directory, write_directory
 from ar_jax.convert.parity import mar as parity
 from ar_jax.convert.parity.case import Case
-from ar_jax.convert.parity.mar_sampling import run
+from ar_jax.convert.parity.mar_sampling import guidance_of
 from ar_jax.convert.part import empty_params, release_shapes
 from ar_jax.evaluation.samples import sample_workdir
 from tests.config_files import load
@@ -52,10 +52,11 @@ def test_tables_by_themselves(tiny):
 
 
 def test_schedules_of_guidance_that_are_none(tiny):
-    model = parity.load(tiny)
-    sampler = tiny.spec["config"]["samplers"][0] | {"cfg_schedule": "cosine"}
+    sampler = tiny.spec["config"]["samplers"][0]
+    for kind, ours in (("linear", "linear_known"), ("constant", "constant")):
+        assert guidance_of("", sampler | {"cfg_schedule": kind}).kind == ours
     with pytest.raises(ValueError, match="of the sampler 'sa' is 'cosine'.*linear and constant"):
-        list(run(model, sampler))
+        guidance_of("", sampler | {"cfg_schedule": "cosine"})
 
 
 @pytest.fixture(scope="module")

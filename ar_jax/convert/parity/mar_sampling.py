@@ -38,7 +38,7 @@ def run(model: Any, sampler: dict[str, Any]) -> Outputs:
     backbone = system.backbone.clone(schedule=schedule)
     head = model.respaced(sampler["steps"]) if "steps" in sampler else system.head
     system = dataclasses.replace(system, schedule=schedule, backbone=backbone, head=head)
-    guidance = _guidance(model.case.name, sampler)
+    guidance = guidance_of(model.case.name, sampler)
     yield f"{tag}_tokens_per_iter", np.asarray(schedule.sizes)
     yield f"{tag}_cfg_per_iter", guidance.scales(schedule.num_steps, schedule.known)
     noise, parts = _recorded_noise(model, tag, schedule, len(head.sampling.timesteps))
@@ -66,7 +66,8 @@ def run(model: Any, sampler: dict[str, Any]) -> Outputs:
     yield f"{tag}_latent", nchw(model.ask("tokenizer", "unpatchify", drawn.codes))
 
 
-def _guidance(case: str, sampler: dict[str, Any]) -> Guidance:
+def guidance_of(case: str, sampler: dict[str, Any]) -> Guidance:
+    """Of a run; raises ValueError, which names the case, for a schedule of no official name."""
     kind = sampler.get("cfg_schedule", "linear")
     if kind not in GUIDANCE:
         raise ValueError(
