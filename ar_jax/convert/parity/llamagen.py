@@ -196,9 +196,9 @@ def _logits(model: Model) -> Outputs:
 def _dropped(model: Model) -> Outputs:
     """With the conditions null that the recorded draws drop: some logits, and the loss."""
     cond, prefix = model.cond, model.prefix
-    drop = model.recorded("drop_u") < model.net.get("class_dropout_prob", LABEL_DROPOUT)
-    if drop.any():  # else there need not be a null condition
-        cond = model.system.backbone.conditioner.null(cond, jnp.asarray(drop))
+    if probability := model.net.get("class_dropout_prob", LABEL_DROPOUT):
+        drop = jnp.asarray(model.recorded("drop_u") < probability)
+        cond = model.system.backbone.conditioner.null(cond, drop)
     logits = model.teacher_forced(cond, model.codes)
     for name, found in model.case.names(rf"{prefix}_logits_drop_row(\d+)_pos(\d+)"):
         yield name, logits[int(found[1]), int(found[2])]
