@@ -182,11 +182,8 @@ def test_muon_orthogonalises_the_matrices_of_the_blocks():
             rms = np.sqrt(np.square(ours).mean())
             expected = 0.2 * np.sqrt(max(inner, outer)) * np.sqrt(min(inner, outer))
             np.testing.assert_allclose(rms, expected / np.sqrt(inner * outer), rtol=0.2)
-    for path in (("mlp", "up", "bias"), ("modulation", "kernel")):
-        ours, theirs = updates, others
-        for name in path:
-            ours, theirs = ours[name], theirs[name]
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    for rest in (lambda tree: tree["mlp"]["up"]["bias"], lambda tree: tree["modulation"]["kernel"]):
+        np.testing.assert_allclose(rest(updates), rest(others), rtol=1e-6)
 
 
 def test_muon_needs_blocks():
