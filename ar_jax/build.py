@@ -20,7 +20,6 @@ from ar_jax.consistency import (
     check_latents,
     check_levels,
     check_objective,
-    check_quantizer,
     check_system,
     check_tokenizer_objective,
 )
@@ -109,7 +108,6 @@ def build_tokenizer(config: Config, dtype: Any = None) -> AnyTokenizer:
         placed = {"grid": grid}
     placed |= {"code_width": autoencoder.code_width}
     quantizer = _call(form, section, "tokenizer", **placed)
-    check_quantizer(quantizer)
     return Tokenizer(autoencoder=autoencoder, quantizer=quantizer)
 
 

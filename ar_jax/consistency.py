@@ -12,7 +12,7 @@ from ar_jax.nn.diffusion import respace
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.kl import KLTokenizer
 from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
-from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
+from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
 AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
@@ -151,13 +151,6 @@ def check_groups(autoencoder: Autoencoder | PooledAutoencoder) -> None:
             f"tokenizer.autoencoder.groups is {groups}, which does not divide "
             f"tokenizer.autoencoder.channels {channels}"
         )
-
-
-def check_quantizer(quantizer: VectorQuantizer | MultiScaleQuantizer) -> None:
-    """config.tokenizer of name 'vq' or 'multiscale_vq'."""
-    dropout = getattr(quantizer, "scale_dropout", 0.0)
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"tokenizer.scale_dropout is {dropout}; it must lie in [0, 1]")
 
 
 def check_latents(tokenizer: KLTokenizer) -> None:

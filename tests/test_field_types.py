@@ -78,7 +78,6 @@ CASES: list[tuple[str, str, Any, list[str]]] = [
     # Ranges, which would train or sample something else without a word.
     ("raster", "objective.label_dropout", 1.5, ["objective.label_dropout is 1.5", "[0, 1]"]),
     ("raster", "objective.label_smoothing", -0.1, ["objective.label_smoothing is -0.1", "[0, 1]"]),
-    ("next_scale", "tokenizer.scale_dropout", 30, ["tokenizer.scale_dropout is 30", "[0, 1]"]),
     ("raster", "sampling.guidance.power", -1.0, ["sampling.guidance.power is -1.0", ">= 0"]),
     # Sizes that failed in the first trace, with words of a library.
     (

@@ -136,30 +136,6 @@ PHI_OF_SCALE = {
 }
 
 
-def test_scale_dropout_shows_the_decoder_fewer_scales():
-    """Of some images a prefix of the scales; the codes and their losses stay what they are."""
-    grids, count = SCALE_LISTS["square"], 64
-    plain, dropping = multiscale(grids), multiscale(grids, scale_dropout=0.5)
-    params = quantizer_params(plain)
-    features = jnp.asarray(RNG.standard_normal((count, *grids[-1], 3)), jnp.float32)
-
-    def quantize(quantizer, **rngs) -> Any:
-        return quantizer.apply({"params": params}, features, rngs=rngs, method="quantize")
-
-    whole, dropped = quantize(plain), quantize(dropping, scale_dropout=jax.random.key(0))
-    np.testing.assert_array_equal(dropped.codes, whole.codes)
-    np.testing.assert_array_equal(dropped.codebook_loss, whole.codebook_loss)
-    np.testing.assert_array_equal(quantize(dropping).features, whole.features)
-    sums = [
-        plain.apply({"params": params}, whole.codes, n, method="lookup")
-        for n in range(1, len(grids) + 1)
-    ]
-    away = np.abs(np.stack(sums) - dropped.features[None]).max((2, 3, 4))  # [S, B]
-    assert away.min(0).max() < 1e-5
-    shown = np.bincount(away.argmin(0), minlength=len(grids))  # images shown 1, 2 and 3 scales
-    assert abs(shown[-1] - count / 2) < 4 * (count / 4) ** 0.5 and shown[:-1].min() > 0
-
-
 def test_phi_of_scale():
     for scales, expected in PHI_OF_SCALE.items():
         assert phi_indices(scales, 4) == expected

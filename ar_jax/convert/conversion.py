@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 TRAINING_FIELDS = {
     *("token_dropout", "attention_dropout", "residual_dropout", "mlp_dropout", "drop_path"),
     *("mlp_hidden_dropout", "init_std", "depth_scaled_init", "gate_init", "modulation_init"),
-    *("dropout", "sampling_steps", "scale_dropout"),
+    *("dropout", "sampling_steps"),
     *("remat", "scan", "dtype", "codebook_update", "entropy", "parent", "name"),
 }
 # Sections of a run that no file says anything of: float32 as the official code in float32, and

@@ -98,11 +98,8 @@ class TokenizerObjective:
     ) -> tuple[Array, Aux]:
         """See `ar_jax.api.Objective`; images are uint8."""
         images = batch["image"].astype(jnp.float32) / 127.5 - 1.0
-        rngs = {"scale_dropout": jax.random.fold_in(key, 1)} if train else {}
         mask = batch.get("mask")
-        reconstruction, quantized = self.tokenizer.apply(
-            {"params": params}, images, mask, rngs=rngs
-        )
+        reconstruction, quantized = self.tokenizer.apply({"params": params}, images, mask)
         error = reconstruction - images
         l1 = weighted_mean(jnp.abs(error), mask)
         l2 = weighted_mean(jnp.square(error), mask)
@@ -127,10 +124,7 @@ class TokenizerObjective:
         if self.entropy:
             metrics["entropy_loss"] = quantized.entropy_loss
         metrics |= self._codebook_metrics(stats)
-        return loss, Aux(
-            metrics=metrics,
-            **(self._updates(quantized, jax.random.fold_in(key, 0)) if train else {}),
-        )
+        return loss, Aux(metrics=metrics, **(self._updates(quantized, key) if train else {}))
 
     def finish(
         self, params: Params, stats: Stats, sums: Any, last: Any, key: Array

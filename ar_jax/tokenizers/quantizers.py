@@ -192,10 +192,6 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
         phis: number of convolutions phi: 1 shared by all scales, 0 one for each, n >= 2 partly
             shared.
         phi_ratio: phi(h) = (1 - ratio) h + ratio conv(h); 0: no convolutions.
-        scale_dropout: share of the training images whose decoder sees the first k scales only, k
-            uniform in 1 ... S - 1: coarse scales then carry what matters most, and what the last
-            ones lack is detail (quantiser dropout, arXiv:2107.03312). Needs the rng
-            'scale_dropout'; without it, as in evaluation, nothing is dropped.
         l2_norm, codebook_update, entropy: see `VectorQuantizer`.
     """
 
@@ -204,7 +200,6 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
     code_width: int
     phis: int = 4
     phi_ratio: float = 0.5
-    scale_dropout: float = 0.0
     l2_norm: bool = False
     codebook_update: str = "gradient"
     entropy: bool = False
@@ -251,8 +246,7 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
             # Three scales do not use all of four phis; official weights have them all the same.
             for phi in self.phi_convs:
                 phi(features)
-        kept = self._kept_scales(len(features))  # [B]
-        f_hat = seen = jnp.zeros_like(features)
+        f_hat = jnp.zeros_like(features)
         codes, vectors = [], []
         codebook_loss = commitment_loss = jnp.zeros((len(features),))
         entropy = jnp.zeros(())
@@ -268,30 +262,17 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
             codes.append(index.reshape(len(features), -1))
             vectors.append(z)
             f_hat = f_hat + self.refine(codes[-1], scale)
-            seen = jnp.where((scale < kept)[:, None, None, None], f_hat, seen)
             codebook_loss += jnp.square(f_hat - sg(features)).mean((1, 2, 3))
             commitment_loss += jnp.square(sg(f_hat) - features).mean((1, 2, 3))
         count = len(self.grids)
         return Quantized(
-            features=straight_through(features, seen),
+            features=straight_through(features, f_hat),
             codes=jnp.concatenate(codes, axis=1),
             vectors=jnp.concatenate(vectors, axis=1),
             codebook_loss=codebook_loss / count,
             commitment_loss=commitment_loss / count,
             entropy_loss=entropy / count,
         )
-
-    def _kept_scales(self, batch_size: int) -> Array:
-        """int32 [B]: how many scales the decoder is shown of each image."""
-        count = len(self.grids)
-        if not self.scale_dropout or count == 1 or not self.has_rng("scale_dropout"):
-            return jnp.full((batch_size,), count, jnp.int32)
-        key = self.make_rng("scale_dropout")
-        dropped = jax.random.bernoulli(
-            jax.random.fold_in(key, 0), self.scale_dropout, (batch_size,)
-        )
-        shown = jax.random.randint(jax.random.fold_in(key, 1), (batch_size,), 1, count)
-        return jnp.where(dropped, shown, count)
 
     def lookup(self, codes: Array, steps: int | None = None) -> Array:
         """f_hat [B, h, w, C] after the first ``steps`` scales (all if None)."""
