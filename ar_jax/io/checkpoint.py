@@ -25,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 FOLDER = "checkpoints"
 DATA = "data"
+SLICED_FROM = 1 << 20  # bytes that each replica must have to write, for it to help the others
 STATE = "state"
 # A generator's workdir keeps its tokenizer in TOKENIZER/PARAMS.
 TOKENIZER = "tokenizer"
@@ -57,7 +58,7 @@ class Checkpoints:
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,  # left by a process that was killed while saving
-            context=ocp.Context() if copies else _without_copies(),
+            context=_with_copies() if copies else _without_copies(),
         )
         self._saving: ocp.AsyncResponse[bool] | None = None
 
@@ -272,6 +273,13 @@ def _load(path: epath.Path, part: str | None, abstract: Any, sharding: Any) -> A
     else:
         _check_entries(path, part, abstract)
     return ocp.load(path, abstract, **named)
+
+
+def _with_copies() -> ocp.Context:
+    """Replicas write slices of large arrays alone: the slices of each shape compile a program."""
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = SLICED_FROM
+    return context
 
 
 def _without_copies() -> ocp.Context:
