@@ -15,6 +15,7 @@ from ar_jax.convert.directory import export_directory, write_directory
 from ar_jax.convert.parity.case import Case
 from ar_jax.convert.release import choose
 from ar_jax.evaluation.load import load_system, load_tokenizer
+from ar_jax.evaluation.run import evaluate_workdir
 from ar_jax.evaluation.samples import sample_workdir, sampling_of
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.loop import CachedSampler, image_keys
@@ -124,6 +125,19 @@ def test_round_trip_of_other_families(name, tmp_path):
         assert found.keys() == wanted.keys()
         for key, tensor in case.state_dict(part).items():
             np.testing.assert_array_equal(found[key], tensor, key)
+    if name == "rar":
+        evaluate(tmp_path / "ours", tmp_path / "report")
+
+
+def evaluate(directory: Path, out: Path) -> None:
+    """The real images must be named: the directory's own source is a placeholder."""
+    counts = dict(num_images=10, likelihood_images=10, batch_size=10)
+    with pytest.raises(ValueError, match="data/imagenet"):
+        evaluate_workdir(directory, out, **counts, progress=False)
+    report = evaluate_workdir(directory, out, source="synthetic", **counts, progress=False)
+    assert np.isfinite(report["likelihood"]["metrics"]["nats_per_image"]["value"])
+    with np.load(out / "samples.npz") as samples:
+        assert samples["arr_0"].shape == (10, 16, 16, 3)
 
 
 def test_exported_buffers_of_var(tmp_path):
