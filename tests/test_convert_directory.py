@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ def test_round_trip_of_other_families(name, tmp_path):
 
 def evaluate(directory: Path, out: Path) -> None:
     """The real images must be named: the directory's own source is a placeholder."""
-    counts = dict(num_images=10, likelihood_images=10, batch_size=10)
+    counts: Any = dict(num_images=10, likelihood_images=10, batch_size=10)
     with pytest.raises(ValueError, match="data/imagenet"):
         evaluate_workdir(directory, out, **counts, progress=False)
     report = evaluate_workdir(directory, out, source="synthetic", **counts, progress=False)

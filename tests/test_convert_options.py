@@ -172,4 +172,4 @@ def test_options_that_are_taken(mar_config):
 def test_an_option_must_agree_with_the_configuration(mar_files, mar_config):
     with pytest.raises(ValueError, match=r"label_dropout=0.2 .*: objective.label_dropout is 0.1"):
         said = {**OPTIONS["mar"], "label_dropout": 0.2}
-        convert_files(mar, *mar_files, options=said, config=mar_config)
+        convert_files(mar, mar_files[0], mar_files[1], said, mar_config)

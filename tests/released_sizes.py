@@ -1,0 +1,96 @@
+"""The released sizes, as the official classes count them, and the README's table of them.
+
+python -m tests.released_sizes      prints the table
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+# Of each family: whether every key and shape of a size is recorded ('each') or how many there are,
+# and the golden cases whose arrays are held against the official code and whose files come back.
+KEYS = {"var": "counts", "llamagen": "each", "rar": "each", "mar": "counts"}
+CASES = {
+    "var": ("var/tiny_a", "var/tiny_b"),
+    "llamagen": ("llamagen/tiny",),
+    "rar": ("rar/tiny",),
+    "mar": ("mar/tiny",),
+}
+HEADER = (
+    *("family", "released size", "parameters", "tensors"),
+    *("keys and shapes", "arrays and exact way back"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """One size; ARCHITECTURE.md of the golden cases has the numbers.
+
+    Attributes:
+        tensors: of the official state_dict, buffers included.
+    """
+
+    family: str
+    size: str
+    parameters: int
+    tensors: int
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(parameters, tensors)."""
+        return self.parameters, self.tensors
+
+
+RELEASES = (
+    Release("var", "tokenizer", 108_948_355, 324),
+    Release("var", "d16", 310_283_520, 220),
+    Release("var", "d20", 600_917_136, 272),
+    Release("var", "d24", 1_033_399_360, 324),
+    Release("var", "d30", 2_010_020_356, 402),
+    Release("var", "d36-s", 2_353_893_904, 446),
+    Release("llamagen", "VQ-16", 71_883_403, 344),
+    Release("llamagen", "VQ-8", 70_109_835, 300),
+    Release("llamagen", "c2i B", 110_888_448, 88),
+    Release("llamagen", "c2i L", 342_910_976, 172),
+    Release("llamagen", "c2i XL", 774_699_520, 256),
+    Release("llamagen", "c2i XXL", 1_410_972_672, 340),
+    Release("llamagen", "c2i 3B", 3_096_659_200, 172),
+    # With the 245,760 numbers of the null caption, a buffer there and a parameter here.
+    Release("llamagen", "t2i XL", 777_923_840, 258),
+    Release("rar", "MaskGIT-VQGAN", 54_515_587, 168),
+    Release("rar", "RAR-B", 260_923_648, 441),
+    Release("rar", "RAR-L", 461_668_352, 441),
+    Release("rar", "RAR-XL", 955_425_024, 585),
+    Release("rar", "RAR-XXL", 1_498_520_704, 729),
+    Release("mar", "KL-16", 66_456_019, 312),
+    Release("mar", "base", 207_924_768, 364),
+    Release("mar", "large", 478_326_304, 476),
+    Release("mar", "huge", 942_403_104, 604),
+)
+
+
+def sizes_of(family: str) -> dict[str, Release]:
+    """Size -> release of a family."""
+    return {release.size: release for release in RELEASES if release.family == family}
+
+
+def table() -> str:
+    """Markdown, a row a size."""
+    rows = [
+        (
+            f"`{r.family}`",
+            r.size,
+            f"{r.parameters:,}",
+            str(r.tensors),
+            KEYS[r.family],
+            ", ".join(f"`{name}`" for name in CASES[r.family]),
+        )
+        for r in RELEASES
+    ]
+    rule = "|---|---|---:|---:|---|---|"
+    header, *lines = [f"| {' | '.join(line)} |" for line in (HEADER, *rows)]
+    return "\n".join((header, rule, *lines))
+
+
+if __name__ == "__main__":
+    print(table())  # noqa: T201
