@@ -27,6 +27,7 @@ from ar_jax.field_types import check_types
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.nn.blocks import REMAT_POLICIES
+from ar_jax.nn.splash import KERNELS
 from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.masked import Masked
@@ -156,6 +157,7 @@ def build_system(config: Config) -> System:
         section,
         "backbone",
         schedule=schedule,
+        attention=_attention(config),
         dtype=_dtype(config),
     )
     section = _plain(config["head"])
@@ -259,6 +261,14 @@ def _dtype(config: Config) -> Any:
     if config["dtype"] not in DTYPES:
         raise ValueError(f"dtype is {config['dtype']!r}; it must be one of {sorted(DTYPES)}")
     return DTYPES[config["dtype"]]
+
+
+def _attention(config: Config) -> str:
+    """``config.attention``, 'auto' where a config has none."""
+    kernel = config.get("attention", "auto")
+    if kernel not in KERNELS:
+        raise ValueError(f"attention is {kernel!r}; it must be one of {KERNELS}")
+    return kernel
 
 
 def check_trained_tokenizer(config: ml_collections.ConfigDict, tokenizer: Config) -> None:

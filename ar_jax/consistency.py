@@ -29,6 +29,7 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
     Raises:
         ValueError: names the field, its value and what would be right.
     """
+    check_attention(backbone)
     discrete = isinstance(tokenizer, Tokenizer)
     for part, kinds in (("backbone", (Decoder,)), ("head", (CategoricalHead,))):
         module = backbone if part == "backbone" else head
@@ -49,6 +50,16 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
         assert isinstance(backbone, EncoderDecoder) and isinstance(head, DiffusionHead)
         check_encoder_decoder(backbone, tokenizer)
         check_diffusion_head(head, tokenizer)
+
+
+def check_attention(backbone: AnyBackbone) -> None:
+    """config.attention can do what config.backbone asks of it."""
+    if backbone.attention == "splash" and backbone.attention_dropout:
+        raise ValueError(
+            f"attention is 'splash', which cannot drop attention weights, and backbone."
+            f"attention_dropout is {backbone.attention_dropout}: set it to 0, or attention to "
+            "'auto' or 'xla'"
+        )
 
 
 def check_objective(name: str, backbone: AnyBackbone) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from ar_jax.api import System
-from ar_jax.backbones import decoder as decoder_module
 from ar_jax.convert.parity.stepwise import stepwise_logits, teacher_forced
+from ar_jax.nn import splash
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.sampling.guidance import Guidance
 from tests.modules import apply
@@ -134,7 +134,7 @@ def test_causality_by_gradients(variant):
     ids=["one step ahead", "a step is lost"],
 )
 def test_a_broken_mask_is_not_causal(variant, rule, monkeypatch):
-    monkeypatch.setattr(decoder_module, "visibility", rule)
+    monkeypatch.setattr(splash, "visibility", rule)
     assert not is_causal(system_of(variant)[0], influence(*system_of(variant)))
 
 

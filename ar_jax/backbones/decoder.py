@@ -52,6 +52,8 @@ class Decoder(nn.Module, kw_only=True):
         mlp_hidden: None: 4 D.
         init_std: of linear layers and embeddings; None: sqrt(1 / (3 D)), VAR's.
         depth_scaled_init: divide the residual outputs' std by sqrt(2 depth).
+        attention: how rows attend without a cache: 'auto', 'xla' or 'splash', see
+            `ar_jax.nn.splash.attend_all`.
     """
 
     schedule: Schedule
@@ -96,6 +98,7 @@ class Decoder(nn.Module, kw_only=True):
     gate_init: float = 1e-3
     modulation_init: float = 0.5
     remat: str = "none"
+    attention: str = "auto"
     scan: bool = True
     dtype: DTypeLike = jnp.float32
 
@@ -229,7 +232,9 @@ class Decoder(nn.Module, kw_only=True):
             x,
             condition,
             self._rope(first_row, count),
-            self._mask(step, first_row, count, prefix_mask),
+            self._real(prefix_mask)
+            if cache is None
+            else self._mask(step, first_row, count, prefix_mask),
             None if cache is None else tuple(zip(cache.k, cache.v, strict=True)),
             first_row,
             first_row + count if isinstance(first_row, int) else None,
@@ -311,11 +316,23 @@ class Decoder(nn.Module, kw_only=True):
         table[self.prefix_rows :] = rope_2d(cells, self.width // self.heads, self.rope_base)
         return jax.lax.dynamic_slice_in_dim(jnp.asarray(table), first, count)
 
+    @property
+    def _row_steps(self) -> tuple[int, ...]:
+        """Steps of all rows, below 0 for prefix rows that predict nothing."""
+        return (*range(-self.lead, 0), *map(int, self.schedule.step_id))
+
+    def _real(self, prefix_mask: Array | None) -> Array | None:
+        """Bool [B, T], False for the padding of a caption; None if there is none."""
+        if prefix_mask is None:
+            return None
+        spare = self.rows - self.prefix_rows
+        return jnp.pad(prefix_mask, ((0, 0), (0, spare)), constant_values=True)
+
     def _mask(
         self, step: Array | int | None, first: Array | int, count: int, prefix_mask: Array | None
     ) -> Array | None:
         """Bool, broadcastable to [B, H, count, visible rows]; None if all is visible."""
-        steps = np.concatenate([np.arange(-self.lead, 0), self.schedule.step_id]).astype(np.int32)
+        steps = np.asarray(self._row_steps, np.int32)
         static = isinstance(first, int)
         keys = jnp.asarray(steps[: first + count] if static else steps)
         queries = jax.lax.dynamic_slice_in_dim(jnp.asarray(steps), first, count)
@@ -355,6 +372,8 @@ class Decoder(nn.Module, kw_only=True):
         fields = dict(
             heads=self.heads,
             kv_heads=self.kv_heads or self.heads,
+            kernel=self.attention,
+            row_steps=self._row_steps,
             mlp_hidden=self.mlp_hidden or 4 * self.width,
             norm=self.norm,
             norm_epsilon=self.norm_epsilon,

@@ -35,6 +35,7 @@ class EncoderDecoder(nn.Module, kw_only=True):
         buffer: rows of the class embedding in front of the codes.
         mlp_ratio: the feed-forward layers are int(width * mlp_ratio) wide.
         norm_epsilon, activation, remat, scan: see `ar_jax.nn.blocks`.
+        attention: 'auto', 'xla' or 'splash', see `ar_jax.nn.splash.attend_all`.
         attention_dropout, dropout: on attention weights; after attention and twice in the
             feed-forward layers.
         init_std: of embeddings, position tables and linear layers.
@@ -57,6 +58,7 @@ class EncoderDecoder(nn.Module, kw_only=True):
     dropout: float = 0.0
     init_std: float = 0.02
     remat: str = "none"
+    attention: str = "auto"
     scan: bool = True
     dtype: DTypeLike = jnp.float32
 
@@ -166,7 +168,7 @@ class EncoderDecoder(nn.Module, kw_only=True):
         mask = None
         if known is not None:
             always = jnp.ones((batch, self.buffer), bool)
-            mask = jnp.concatenate([always, known], axis=1)[:, None, None]
+            mask = jnp.concatenate([always, known], axis=1)
         x, _ = self.encoder(x, None, None, mask, None, 0, None, train)
         return self.encoder_norm(x)
 
@@ -201,6 +203,8 @@ class EncoderDecoder(nn.Module, kw_only=True):
         fields: dict[str, Any] = dict(
             heads=heads,
             kv_heads=heads,
+            kernel=self.attention,
+            row_steps=None,
             mlp_hidden=int(width * self.mlp_ratio),
             norm="affine_layernorm",
             norm_epsilon=self.norm_epsilon,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
+Steps = TypeVar("Steps", jax.Array, np.ndarray)
 
 
 def attend(
@@ -41,6 +44,6 @@ def attend(
     return jnp.einsum("bhqt,bthk->bqhk", weights, v)
 
 
-def visibility(query_steps: Array, key_steps: Array) -> Array:
+def visibility(query_steps: Steps, key_steps: Steps) -> Steps:
     """Bool [Q, T]: key j is visible to query i iff its step is not later than the query's."""
     return key_steps[None, :] <= query_steps[:, None]

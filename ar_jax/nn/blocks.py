@@ -18,6 +18,7 @@ from ar_jax.nn.attention import attend
 from ar_jax.nn.layers import MLP, LayerNorm, RMSNorm, drop_path, layer_norm, unit
 from ar_jax.nn.modulation import Modulation, modulation_init
 from ar_jax.nn.positions import rotate
+from ar_jax.nn.splash import attend_all
 
 Array = jax.Array
 
@@ -41,10 +42,13 @@ class Attention(nn.Module, kw_only=True):
         logit_scale: factor on the dot products without cosine attention.
         bias: 'none', 'qv': biases for queries, values and the output (VAR), or 'qkv': for keys too.
         dropout: rate on the softmax's weights.
+        kernel, row_steps: of calls without a cache, see `ar_jax.nn.splash.attend_all`.
     """
 
     heads: int
     kv_heads: int
+    kernel: str
+    row_steps: tuple[int, ...] | None
     qk_norm: str
     qk_norm_epsilon: float
     logit_scale: float
@@ -59,7 +63,7 @@ class Attention(nn.Module, kw_only=True):
         self,
         x: Array,  # [B, Q, D]
         rope: Array | None,  # [Q, K/2, 2]
-        mask: Array | None,  # broadcastable to [B, H, Q, T]
+        mask: Array | None,  # with a cache [B, H, Q, T], else real rows [B, Q]; broadcastable
         cache: tuple[Array, Array] | None,  # each [B, T, H, K]
         start: Array | int,  # cache row of the first query
         visible: int | None,  # cache rows that can be seen at all, if known when tracing
@@ -100,8 +104,19 @@ class Attention(nn.Module, kw_only=True):
             k, v = (rows[:, :visible] for rows in cache)
         if self.kv_heads != self.heads:
             k, v = (rows.repeat(self.heads // self.kv_heads, axis=2) for rows in (k, v))
-        dropout = nn.Dropout(self.dropout, deterministic=not train)
-        out = attend(q, k, v, mask=mask, scale=scale, dropout=dropout)  # [B, Q, H, K]
+        if cache is not None:
+            out = attend(q, k, v, mask=mask, scale=scale)  # [B, Q, H, K]
+        else:
+            out = attend_all(
+                *(q, k, v),
+                steps=self.row_steps or (0,) * q.shape[1],
+                real=mask,
+                scale=scale,
+                kernel=self.kernel,
+                dropout=nn.Dropout(self.dropout, deterministic=False)
+                if train and self.dropout
+                else None,
+            )
         out = nn.DenseGeneral(
             width,
             axis=(-2, -1),
@@ -126,10 +141,13 @@ class Block(nn.Module, kw_only=True):
         modulation: 'none'; 'own': six vectors from the condition by this block's linear layer;
             'shared': the given vectors plus this block's own table (VAR's shared AdaLN).
         gate_init, modulation_init: factors on the initial gates and on scales and shifts.
+        kernel, row_steps: see `Attention`; None: all rows see each other.
     """
 
     heads: int
     kv_heads: int
+    kernel: str
+    row_steps: tuple[int, ...] | None
     mlp_hidden: int
     norm: str
     norm_epsilon: float
@@ -186,6 +204,8 @@ class Block(nn.Module, kw_only=True):
         attention = Attention(
             heads=self.heads,
             kv_heads=self.kv_heads,
+            kernel=self.kernel,
+            row_steps=self.row_steps,
             qk_norm=self.qk_norm,
             qk_norm_epsilon=self.norm_epsilon,
             logit_scale=self.logit_scale,

@@ -32,7 +32,7 @@ from ar_jax.train.start_from import read_init_from
 
 SECTIONS: tuple[str, ...] = ("seed", "dtype", "precision", "data", "tokenizer", "objective")
 SECTIONS += ("train", "optimizer", "ema", "mesh")
-OPTIONAL = ("init_from",)
+OPTIONAL = ("init_from", "attention")
 GENERATOR_SECTIONS = ("tokenizer_checkpoint", "schedule", "backbone", "head", "sampling")
 
 

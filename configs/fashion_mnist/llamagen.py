@@ -21,6 +21,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.seed = 0
     config.dtype = "float32"
     config.precision = "default"
+    config.attention = "auto"
     config.data = dict(
         source="embedded", image_size=28, channels=1, num_classes=10, crop="none", flip=False
     )
@@ -69,10 +70,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         top_k=0,
         top_p=0.0,
         min_p=0.0,
-        guidance=dict(scale=2.0, kind="constant"),
+        guidance=dict(scale=3.5, kind="linear"),
     )
     config.train = dict(
-        steps=5_000,
+        steps=4_000,
         batch_size=32,
         log_every=50,
         eval_every=1_000,
@@ -80,7 +81,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         checkpoint_every=1_000,
     )
     config.optimizer = dict(
-        name="adamw",
+        name="muon",
         learning_rate=2e-3,
         schedule="cosine",
         warmup_steps=100,
@@ -97,7 +98,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.tokenizer.codebook_size = config.head.vocab_size = config.backbone.vocab_size = 256
         config.backbone.update(width=128, depth=4, heads=4, mlp_hidden=344)
         config.sampling.update(top_p=0.95)
-        config.sampling.guidance.scale = 4.0
+        config.sampling.guidance.update(scale=4.0, kind="constant")
+        config.optimizer.name = "adamw"
         config.train.update(steps=1_500, eval_every=500, preview_every=500, checkpoint_every=500)
         config.ema.decay = 0.99
     elif arg == "smoke":

@@ -24,6 +24,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.seed = 0
     config.dtype = "float32"
     config.precision = "default"
+    config.attention = "auto"
     config.data = dict(
         source="embedded", image_size=28, channels=1, num_classes=10, crop="none", flip=False
     )

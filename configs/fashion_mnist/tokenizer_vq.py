@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         name="tokenizer", l2=1.0, codebook=1.0, commitment=0.25, restart_below=0.05
     )
     config.train = dict(
-        steps=6_000,
+        steps=4_500,
         batch_size=64,
         log_every=50,
         eval_every=1_000,

@@ -47,6 +47,7 @@ def get_config(arg: str = "base") -> ml_collections.ConfigDict:
     config.seed = 1
     config.dtype = "bfloat16"
     config.precision = "default"
+    config.attention = "auto"
     config.data = dict(
         source="folder:data/imagenet",
         image_size=256,

@@ -45,6 +45,7 @@ def get_config(arg: str = "b") -> ml_collections.ConfigDict:
     config.seed = 42
     config.dtype = "bfloat16"
     config.precision = "default"
+    config.attention = "auto"
     config.data = dict(
         source="folder:data/imagenet",
         image_size=256,

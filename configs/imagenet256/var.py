@@ -49,6 +49,7 @@ def get_config(arg: str = "d16") -> ml_collections.ConfigDict:
     config.seed = 0
     config.dtype = "bfloat16"
     config.precision = "default"
+    config.attention = "auto"
     config.data = dict(
         source="folder:data/imagenet",
         image_size=256,
