@@ -12,7 +12,8 @@ import optax
 import pytest
 
 from ar_jax.io import checkpoint
-from ar_jax.io.checkpoint import Checkpoints, list_steps, load_params, load_tree, save_tree
+from ar_jax.io.checkpoint import list_steps, load_params, load_tree, save_tree
+from ar_jax.io.run_checkpoints import Checkpoints
 from ar_jax.parallel.mesh import make_mesh
 from ar_jax.parallel.rules import shardings
 

@@ -20,11 +20,11 @@ from ar_jax.convert.places import flat_leaves
 from ar_jax.convert.release import Family
 from ar_jax.io.checkpoint import (
     PARAMS,
-    Checkpoints,
     load_params,
     load_tree,
     save_tree,
 )
+from ar_jax.io.run_checkpoints import Checkpoints
 from ar_jax.io.run_info import read_config, record_run, write_parameter_table
 
 STEP = 0  # of the checkpoint: nothing was trained here

@@ -1,4 +1,4 @@
-"""Checkpoints: the only file that knows orbax.
+"""Reading checkpoints and trees: all that knows orbax, but for `run_checkpoints`, which writes.
 
 A run's checkpoints lie in ``workdir/checkpoints/<step>/``, each with the parts
 
@@ -8,13 +8,13 @@ A run's checkpoints lie in ``workdir/checkpoints/<step>/``, each with the parts
     data     the position of the data iterator, one file a process
 
 so that whoever samples or evaluates loads parameters without knowing the optimiser. A part is
-written beside its final place and renamed, so a killed process leaves no half checkpoint.
+written beside its final place and renamed, so a killed process leaves no half checkpoint. One that
+was damaged later lies in ``<step>.damaged`` once training went back from it; nothing deletes that.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,100 +23,14 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from ar_jax.io.checkpoint_health import recorded_parts
+
 FOLDER = "checkpoints"
 DATA = "data"
-SLICED_FROM = 1 << 20  # bytes that each replica must have to write, for it to help the others
 STATE = "state"
 # A generator's workdir keeps its tokenizer in TOKENIZER/PARAMS.
 TOKENIZER = "tokenizer"
 PARAMS = "params"
-
-
-class Checkpoints:
-    """The checkpoints of one run; all processes call every method together.
-
-    Attributes:
-        directory: ``workdir/checkpoints``.
-    """
-
-    def __init__(self, workdir: epath.PathLike, *, keep: int, copies: bool = True) -> None:
-        """Opens or makes the directory; the newest ``keep`` checkpoints are kept.
-
-        Args:
-            copies: False writes numpy arrays from where they lie, in no more memory than they have;
-                they must not change before `wait`.
-
-        Raises:
-            ValueError: keep < 1.
-        """
-        if keep < 1:
-            raise ValueError(f"config.train.keep_checkpoints={keep} must be at least 1")
-        self.directory = epath.Path(workdir).absolute() / FOLDER
-        training = ocp.training
-        self._checkpointer = training.Checkpointer(
-            self.directory,
-            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,  # left by a process that was killed while saving
-            context=_with_copies() if copies else _without_copies(),
-        )
-        self._saving: ocp.AsyncResponse[bool] | None = None
-
-    @property
-    def steps(self) -> list[int]:
-        """Steps that can be restored, ascending."""
-        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
-
-    def save(self, step: int, trees: Mapping[str, Any], data: Any = None) -> None:
-        """Starts to save; the arrays may be donated as soon as this returns.
-
-        Args:
-            step: number of completed steps. A step that is there already is left as it is.
-            trees: name -> pytree of arrays; empty trees are left out.
-            data: an iterator with get_state and set_state that knows orbax (all of Grain's do).
-        """
-        if step in self.steps:
-            return
-        parts = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
-        if data is not None:
-            parts[DATA] = data
-        self.wait()
-        self._saving = self._checkpointer.save_checkpointables_async(step, parts)
-
-    def restore(self, step: int, abstract: Mapping[str, Any], data: Any = None) -> dict[str, Any]:
-        """Loads the parts named in ``abstract``; ``data`` is set in place.
-
-        Args:
-            step: one of `steps`.
-            abstract: name -> pytree of ShapeDtypeStructs whose shardings say where arrays go; any
-                mesh will do.
-
-        Raises:
-            ValueError: names the checkpoint and every entry that is missing, unknown, or of another
-                shape.
-        """
-        self.wait()
-        path = self.directory / str(step)
-        wanted: dict[str, Any] = {
-            name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)
-        }
-        for name, tree in wanted.items():
-            _check_entries(path, name, tree)
-        if data is not None and not _restore_data(path / DATA, data):
-            wanted[DATA] = data
-        loaded = self._checkpointer.load_checkpointables(step, wanted)
-        return {name: loaded.get(name, tree) for name, tree in abstract.items()}
-
-    def wait(self) -> None:
-        """Blocks until what `save` started is on disk; raises what went wrong there."""
-        if self._saving is not None:
-            self._saving.result()
-            self._saving = None
-
-    def close(self) -> None:
-        """Waits and releases the background threads."""
-        self.wait()
-        self._checkpointer.close()
 
 
 def list_steps(workdir: epath.PathLike) -> list[int]:
@@ -159,8 +73,11 @@ def params_shapes(workdir: epath.PathLike, which: str = "auto") -> dict[str, tup
 def holds_only_params(workdir: epath.PathLike) -> bool:
     """Whether the newest checkpoint cannot be trained on from: a converted one has no state."""
     steps = list_steps(workdir)
-    newest = epath.Path(workdir).absolute() / FOLDER / str(steps[-1]) if steps else None
-    return newest is not None and not (newest / STATE).exists()
+    if not steps:
+        return False
+    newest = epath.Path(workdir).absolute() / FOLDER / str(steps[-1])
+    parts = {child.name for child in newest.iterdir()} | (recorded_parts(newest) or set())
+    return PARAMS in parts and not parts & {STATE, DATA}  # a damaged one has lost no state
 
 
 def _find_params(workdir: epath.PathLike, which: str, step: int | None) -> tuple[epath.Path, str]:
@@ -197,7 +114,7 @@ def save_tree(path: epath.PathLike, tree: Any, metadata: dict[str, Any] | None =
     target = epath.Path(path).absolute()
     if target.exists():
         raise ValueError(f"{path} exists already; it is not overwritten")
-    with _without_copies():  # nothing changes the arrays meanwhile
+    with without_copies():  # nothing changes the arrays meanwhile
         ocp.save(target, tree, custom_metadata=metadata)
 
 
@@ -271,18 +188,11 @@ def _load(path: epath.Path, part: str | None, abstract: Any, sharding: Any) -> A
             ocp.metadata(path, **named).metadata,
         )
     else:
-        _check_entries(path, part, abstract)
+        check_entries(path, part, abstract)
     return ocp.load(path, abstract, **named)
 
 
-def _with_copies() -> ocp.Context:
-    """Replicas write slices of large arrays alone: the slices of each shape compile a program."""
-    context = ocp.Context()
-    context.array.saving.min_slice_bytes_for_replica_parallel = SLICED_FROM
-    return context
-
-
-def _without_copies() -> ocp.Context:
+def without_copies() -> ocp.Context:
     """Writes arrays from where they lie.
 
     Neither copied first nor compressed: compressed, all leaves wait in memory for the last one, and
@@ -295,25 +205,7 @@ def _without_copies() -> ocp.Context:
     return context
 
 
-def _restore_data(folder: epath.Path, data: Any) -> bool:
-    """Sets ``data`` from a checkpoint of another number of processes; False if it is of this one.
-
-    Grain saves one file a process and looks for its own. Where all files say the same the position
-    is the whole job's, and goes for any number of processes.
-    """
-    if (folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json").exists():
-        return False
-    states = [path.read_text() for path in sorted(folder.glob("process_*-of-*.json"))]
-    if len(set(states)) != 1:
-        raise ValueError(
-            f"{folder} holds the data positions of {len(states)} processes, which differ: go on "
-            f"with that number of processes, not {jax.process_count()}"
-        )
-    data.set_state(json.loads(states[0]))
-    return True
-
-
-def _check_entries(path: epath.Path, part: str | None, abstract: Any) -> None:
+def check_entries(path: epath.Path, part: str | None, abstract: Any) -> None:
     """Compares names and shapes before orbax reads anything: its own message names neither file."""
     named = {} if part is None else {"checkpointable_name": part}
     where = path if part is None else path / part

@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "train.preview_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.skip_damaged_checkpoints",
     "train.max_bad_steps",
     "train.wandb",
     "data.num_workers",

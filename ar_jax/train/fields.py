@@ -27,6 +27,8 @@ class TrainFields:
         accumulation: microbatches of a step.
         eval_batches: of one evaluation, spread over the test split; 0: all of it.
         keep_checkpoints: newest ones that are kept.
+        skip_damaged_checkpoints: go on from the newest checkpoint that can be read if later ones
+            are damaged; those are kept as ``<step>.damaged``. False: a damaged one is an error.
         max_bad_steps: the run stops after so many skipped steps in a row.
         wandb: also log to Weights & Biases.
     """
@@ -40,6 +42,7 @@ class TrainFields:
     preview_every: int
     checkpoint_every: int
     keep_checkpoints: int = 2
+    skip_damaged_checkpoints: bool = False
     max_bad_steps: int = 20
     wandb: bool = False
 
@@ -48,7 +51,7 @@ class TrainFields:
         least |= {"keep_checkpoints": 1, "max_bad_steps": 1, "log_every": 1}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "wandb" and value < least.get(field.name, 0):
+            if not isinstance(value, bool) and value < least.get(field.name, 0):
                 raise ValueError(
                     f"config.train.{field.name}={value} must be at least {least.get(field.name, 0)}"
                 )

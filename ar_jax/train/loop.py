@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from ar_jax.api import Objective, Params
-from ar_jax.io.checkpoint import PARAMS, Checkpoints, save_tree
+from ar_jax.io.checkpoint import PARAMS, save_tree
 from ar_jax.io.images import save_png
 from ar_jax.io.metrics import open_writers
 from ar_jax.io.progress import Progress
+from ar_jax.io.run_checkpoints import Checkpoints
 from ar_jax.io.run_info import check_workdir, config_dict, record_run, write_parameter_table
 from ar_jax.parallel.mesh import put_batch, use_mesh
 from ar_jax.parallel.rules import shardings
@@ -81,6 +82,9 @@ def train(
         ValueError: a bad field, or a workdir of another run; nothing is written then.
         TrainingDiverged: after ``config.train.max_bad_steps`` skipped steps in a row; a checkpoint
             with the last finite parameters is saved.
+        DamagedCheckpoint: the newest checkpoint cannot be read, and
+            ``config.train.skip_damaged_checkpoints`` is off or there is none that can.
+        SaveFailed: the last checkpoint, at the end or when told to stop, is not on disk.
     """
     check_workdir(config, workdir)
     settings = read_settings(config)
@@ -108,7 +112,13 @@ def train(
         keep_frozen(frozen, folder)
         checkpoints = Checkpoints(folder, keep=fields.keep_checkpoints)
         stack.callback(checkpoints.close)
-        state = start_state(program, checkpoints, train_data, initial)
+        state = start_state(
+            program,
+            checkpoints,
+            train_data,
+            initial,
+            skip_damaged=fields.skip_damaged_checkpoints,
+        )
         del initial  # donated
         frozen = jax.device_put(frozen, frozen_places)
         first = int(state.step)
@@ -132,7 +142,10 @@ def train(
         )
 
         def save(step: int) -> None:
+            before = checkpoints.failed_saves
             checkpoints.save(step, to_parts(state), train_data)
+            if checkpoints.failed_saves > before:
+                reporter.write(step, {"checkpoint/failed_saves": float(checkpoints.failed_saves)})
 
         step, stopping, pending = first, False, None
         while step < fields.steps and not stopping:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from ar_jax.api import Objective, Params
-from ar_jax.io.checkpoint import Checkpoints
+from ar_jax.io.run_checkpoints import Checkpoints
 from ar_jax.parallel.mesh import batch_sharding, put_batch, replicated
 from ar_jax.parallel.rules import path_name, shardings
 from ar_jax.train.optimizer import Optimizer
@@ -92,17 +92,24 @@ def build_program(
 
 
 def start_state(
-    program: Program, checkpoints: Checkpoints, train_data: Any, initial: Params | None = None
+    program: Program,
+    checkpoints: Checkpoints,
+    train_data: Any,
+    initial: Params | None = None,
+    *,
+    skip_damaged: bool = False,
 ) -> TrainState:
     """The newest checkpoint's state, with ``train_data`` set to its place, or a new run's.
 
     Args:
         initial: parameters that a new run starts from; None: new ones.
+        skip_damaged: see `ar_jax.io.run_checkpoints.Checkpoints.restore_newest`, whose errors this
+            raises.
     """
     if not checkpoints.steps:
         return program.init(initial)
-    parts = checkpoints.restore(checkpoints.steps[-1], to_parts(program.abstract), train_data)
-    return from_parts(parts)
+    abstract = to_parts(program.abstract)
+    return from_parts(checkpoints.restore_newest(abstract, train_data, skip_damaged=skip_damaged))
 
 
 def evaluate(
