@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         top_k=0,
         top_p=0.0,
         min_p=0.0,
-        guidance=dict(scale=3.5, kind="linear"),
+        guidance=dict(scale=4.0, kind="linear"),
     )
     config.train = dict(
         steps=4_000,
