@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
 
 Scalars = Mapping[str, float]
 
@@ -73,21 +77,47 @@ def _truncate(path: Path, step: int) -> None:
 
 
 class TensorBoardWriter:
-    """TensorBoard event files, without TensorFlow."""
+    """TensorBoard event files, without TensorFlow.
+
+    Written in the caller's thread: tensorboardX's own ends at the first error, and the next scalars
+    then wait for it for ever.
+    """
 
     def __init__(self, directory: str | Path, *, step: int) -> None:
         """Continues after ``step``: TensorBoard hides events of later steps from before."""
-        from tensorboardX import SummaryWriter  # a second of imports that other floors do not need
+        self._directory = Path(directory)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._files = 0
+        self._file: Any = self._open(step + 1)
 
-        self._writer = SummaryWriter(str(directory), purge_step=step + 1)
+    def _open(self, first: int) -> Any:
+        """A new file of events from step ``first`` on."""
+        # A second of imports that other floors do not need.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._files += 1
+        suffix = f".{os.getpid()}.{self._files}"  # the name has no more than the second
+        file = EventsWriter(str(self._directory / "events"), suffix)
+        start = SessionLog(status=SessionLog.START)
+        file.write_event(Event(step=first, wall_time=time.time(), session_log=start))
+        return file
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        # A file with half an event is not read beyond it: after an error comes another one.
+        file, self._file = self._file or self._open(step), None
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+            summary = scalar(name, value)
+            file.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+        file.flush()
+        self._file = file
 
     def close(self) -> None:
-        self._writer.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class WandbWriter:
@@ -154,18 +184,35 @@ def format_scalar(value: float) -> str:
 
 
 class MetricWriters:
-    """Several writers as one."""
+    """Several writers as one. Where one cannot write (the disk is full) the run goes on."""
 
     def __init__(self, writers: Sequence[MetricWriter]) -> None:
         self._writers = tuple(writers)
+        self._failing: set[int] = set()
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
-        for writer in self._writers:
-            writer.write_scalars(step, scalars)
+        for index, writer in enumerate(self._writers):
+            try:
+                writer.write_scalars(step, scalars)
+            except OSError as error:
+                self._report(index, step, error)
+            else:
+                self._failing.discard(index)
 
     def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
+        for index, writer in enumerate(self._writers):
+            try:
+                writer.close()
+            except OSError as error:
+                self._report(index, None, error)
+
+    def _report(self, index: int, step: int | None, error: OSError) -> None:
+        """Once for every time that a writer begins to fail: steps may be many."""
+        if index not in self._failing:
+            when = "at the end" if step is None else f"at step {step}"
+            name = type(self._writers[index]).__name__
+            log.error("metrics are not written by %s %s: %s", name, when, error)
+        self._failing.add(index)
 
 
 def open_writers(

@@ -162,6 +162,7 @@ def train(
                 reporter.settle(pending)  # a checkpoint's metrics are on disk before it is
                 pending = None
             if reporter.bad_steps >= fields.max_bad_steps:
+                log.error("loss or gradient not finite in %d steps in a row", reporter.bad_steps)
                 save(step)
                 checkpoints.wait()
                 raise TrainingDiverged(diverged_message(reporter.bad_steps, step, folder))
@@ -178,7 +179,10 @@ def train(
                     assert preview is not None
                     pictures = preview(sampling_params(state), frozen)
                     for name, picture in pictures.items() if main else ():
-                        save_png(folder / PREVIEWS / f"{name}_{step:08d}.png", picture)
+                        try:
+                            save_png(folder / PREVIEWS / f"{name}_{step:08d}.png", picture)
+                        except OSError as error:  # of a full disk: no reason to end the run
+                            log.error("picture %s of step %d is not written: %s", name, step, error)
                 if saving:
                     save(step)
         checkpoints.wait()

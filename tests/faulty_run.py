@@ -1,0 +1,149 @@
+"""The toy's training in a process of its own, on a mesh, a disk and with checkpoints to order."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ar_jax.train.loop import train
+from tests.toy_training import ToyObjective, toy_config, toy_data, toy_eval
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 12
+EVERY = 3  # steps from checkpoint to checkpoint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeavyObjective(ToyObjective):
+    """The noisy toy with ``ballast`` MiB of random state, which no checkpoint can compress."""
+
+    noise: float = 0.1
+    ballast: int = 0
+
+    def init_stats(self, params: Any) -> Any:
+        stats = super().init_stats(params)
+        if self.ballast:
+            bits = jax.random.bits(jax.random.key(7), (self.ballast << 18,))
+            stats["ballast"] = bits
+        return stats
+
+    def finish(self, params: Any, stats: Any, sums: Any, last: Any, key: Any) -> tuple[Any, Any]:
+        params, fresh = super().finish(params, stats, sums, last, key)
+        return params, dict(stats) | fresh
+
+
+class Events:
+    """Evaluation batches; what is to happen after step N happens when they are asked for then."""
+
+    def __init__(self, first: int, stop_at: int, fill: str, fill_at: int, free_at: int) -> None:
+        self._step, self._stop_at = first, stop_at
+        self._filler, self._fill_at, self._free_at = Path(fill), fill_at, free_at
+
+    def __iter__(self) -> Iterator[Any]:
+        self._step += 1
+        if self._step == self._fill_at:
+            fill_disk(self._filler)
+        if self._step == self._free_at:
+            self._filler.unlink()
+        if self._step == self._stop_at - 1:  # it ends after the next one
+            os.kill(os.getpid(), signal.SIGTERM)
+        return iter(toy_eval(rows=16))
+
+
+def fill_disk(path: Path) -> None:
+    """Writes zeros until no byte is free."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 12))
+        except OSError as error:
+            logging.getLogger(__name__).error("filled the disk: %s", error)
+
+
+def run_toy(
+    workdir: Path,
+    *,
+    mesh: tuple[int, int, int],
+    first: int = 0,
+    stop_at: int = 0,
+    ballast: int = 0,
+    skip_damaged: bool = False,
+    fill: str = "",
+    fill_at: int = 0,
+    free_at: int = 0,
+) -> Any:
+    """Trains to `STEPS`, or from step ``first`` on to ``stop_at``, evaluating after every step."""
+    config = toy_config(
+        train__steps=STEPS,
+        train__eval_every=1,
+        train__checkpoint_every=EVERY,
+        **dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True)),
+    )
+    config.train.skip_damaged_checkpoints = skip_damaged
+    config.train.keep_checkpoints = 3
+    events = Events(first, stop_at, fill, fill_at, free_at)
+    return train(config, HeavyObjective(ballast=ballast), {}, workdir, toy_data(config), events)
+
+
+def start(
+    workdir: Path, arguments: str, *, prefix: tuple[str, ...] = (), log: Path | None = None
+) -> subprocess.Popen:
+    """`main` with ``arguments`` in a process of its own; its output goes to ``log`` or a pipe."""
+    command = [*prefix, sys.executable, "-m", "tests.faulty_run", str(workdir), *arguments.split()]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # three times as fast to compile
+    with contextlib.ExitStack() as stack:  # the child has its own handle of the log
+        output = subprocess.PIPE if log is None else stack.enter_context(log.open("w"))
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+
+
+def start_pair(workdir: Path, arguments: str, logs: Path) -> list[subprocess.Popen]:
+    """Two processes of one job; process N writes ``logs``/N.log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments += f" --processes=2 --port={port}"
+    logs.mkdir()
+    return [
+        start(workdir, f"{arguments} --process={index}", log=logs / f"{index}.log")
+        for index in range(2)
+    ]
+
+
+def main() -> None:
+    """Flags are the arguments of `run_toy`, and where to run it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--mesh", default="2,2,2", help="data,fsdp,tensor")
+    for name in ("first", "stop_at", "ballast", "fill_at", "free_at", "process", "port"):
+        parser.add_argument(f"--{name}", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--fill", default="")
+    parser.add_argument("--skip_damaged", action="store_true")
+    given = vars(parser.parse_args())
+    jax.config.update("jax_num_cpu_devices", given.pop("devices"))
+    processes, process, port = (given.pop(name) for name in ("processes", "process", "port"))
+    if processes > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+    given["mesh"] = tuple(int(size) for size in given["mesh"].split(","))
+    run_toy(given.pop("workdir"), **given)
+
+
+if __name__ == "__main__":
+    main()
