@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ def released() -> dict[str, dict[str, tuple[int, ...]]]:
     }
 
 
+def some_of(sizes: Iterable[str], *, slow: tuple[str, ...]) -> list[Any]:
+    """The sizes as parameters of a test, those named in ``slow`` marked so."""
+    return [pytest.param(size, marks=pytest.mark.slow if size in slow else ()) for size in sizes]
+
+
 def count(shapes: Shapes) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
@@ -53,7 +59,7 @@ def test_llamagen_tokenizers(name):
     assert (count(ours), len(released()[name])) == sizes_of("llamagen")[name].counts
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", some_of(GRIDS, slow=("c2i XL", "c2i XXL", "c2i 3B")))
 def test_llamagen_transformers(name):
     part = llamagen.generator(released()[name], {})
     grid = part.section["schedule"]["grid"]
@@ -93,7 +99,7 @@ def var_shapes(size: str) -> tuple[Shapes, Part, dict[str, Any]]:
     return release_shapes(part, empty_params(config, "generator")), part, config
 
 
-@pytest.mark.parametrize("size", VAR_SIZES)
+@pytest.mark.parametrize("size", some_of(VAR_SIZES, slow=("d20", "d24", "d30", "d36")))
 def test_var_transformers(size):
     parameters, tensors = VAR_SIZES[size]
     shapes, part, config = var_shapes(size)
