@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
 from typing import Any
 
 import flax.linen as nn
@@ -128,3 +132,56 @@ def test_dropout_of_attention_weights_is_refused_when_built():
         build_system(config)
     with pytest.raises(ValueError, match="attention is 'flash'; it must be one of"):
         build_system(dict(config, attention="flash"))
+
+
+COMPILE = """
+import jax
+jax.config.update("jax_platforms", "cpu")
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec as P
+from ar_jax.nn.splash import attend_all
+from ar_jax.parallel.mesh import make_mesh, use_mesh
+
+topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
+mesh = make_mesh(data=4, fsdp=2, tensor=2, devices=topology.devices)
+rows = NamedSharding(mesh, P(("data", "fsdp"), None, "tensor"))
+like = jax.ShapeDtypeStruct((16, ROWS, 4, WIDTH), jnp.bfloat16, sharding=rows)
+
+def total(q, k, v):
+    steps = tuple(range(ROWS))
+    out = attend_all(q, k, v, steps=steps, real=None, scale=0.1, kernel="splash")
+    return out.astype(jnp.float32).sum()
+
+with use_mesh(mesh):
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(like, like, like).compile()
+print(compiled.as_text())
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs the TPU compiler: pip install 'ar_jax[ahead]'",
+)
+@pytest.mark.parametrize(("rows", "width"), [(680, 64), (256, 100)])
+def test_the_tpu_compiler_takes_the_kernel_in_both_passes(rows, width):
+    """VAR's and LlamaGen-3B's rows and head widths, heads and samples divided; no scores in HBM."""
+    script = COMPILE.replace("ROWS", str(rows)).replace("WIDTH", str(width))
+    variables = dict(
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_ACCELERATOR_TYPE="v5litepod-16",
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_WORKER_ID="0",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=dict(os.environ, **variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count('custom_call_target="tpu_custom_call"') == 3  # out, dq, dk and dv
+    padded = rows + -rows % 128
+    for scores in (f"2,2,{rows},{rows}]", f"2,2,{padded},{padded}]"):
+        assert scores not in done.stdout
