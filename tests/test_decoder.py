@@ -17,6 +17,7 @@ from ar_jax.api import System
 from ar_jax.convert.parity.stepwise import stepwise_logits, teacher_forced
 from ar_jax.nn import splash
 from ar_jax.objectives.likelihood import Likelihood
+from ar_jax.parallel.mesh import make_mesh, use_mesh
 from ar_jax.sampling.guidance import Guidance
 from tests.modules import apply
 from tests.quick_compilation import quick_compilation  # noqa: F401
@@ -89,6 +90,16 @@ def test_cached_logits_equal_teacher_forced_ones(variant):
         assert np.linalg.norm(cached - full) < 1e-5 * np.linalg.norm(full)
     forced = apply(system.tokenizer, params["tokenizer"], codes, method="contexts")
     np.testing.assert_allclose(jnp.concatenate(contexts, axis=1), forced, atol=1e-6)
+
+
+def test_the_cache_is_divided_over_samples_and_heads():
+    system, _ = system_of("raster")
+    sizes = dict(data=2, fsdp=2, tensor=2)
+    with use_mesh(make_mesh(**sizes)):
+        cache = jax.jit(lambda: system.backbone.init_cache(8))()
+    for rows in jax.tree.leaves(cache):
+        batch, length, heads, width = rows.shape
+        assert rows.sharding.shard_shape(rows.shape) == (batch // 4, length, heads // 2, width)
 
 
 def influence(system: System, params: Any) -> np.ndarray:

@@ -146,11 +146,15 @@ class Decoder(nn.Module, kw_only=True):
         return (3 * self.width) ** -0.5 if self.init_std is None else self.init_std
 
     def init_cache(self, batch_size: int) -> Cache:
-        """An empty cache in the compute dtype."""
+        """An empty cache in the compute dtype, its samples and heads divided over the mesh."""
         shape = (batch_size, self.rows, self.kv_heads or self.heads, self.width // self.heads)
+        axes = ("batch", None, "heads", None)
 
         def empty() -> tuple[Array, ...]:
-            return tuple(jnp.zeros(shape, self.dtype) for _ in range(self.depth))
+            return tuple(
+                nn.with_logical_constraint(jnp.zeros(shape, self.dtype), axes)
+                for _ in range(self.depth)
+            )
 
         return Cache(k=empty(), v=empty())
 
