@@ -17,9 +17,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ar_jax.api import Cache, Cond
+from ar_jax.backbones.cache_mask import cache_mask
 from ar_jax.backbones.conditions import ClassCondition, TextCondition
 from ar_jax.backbones.target_positions import TargetAwarePositions
-from ar_jax.nn.attention import visibility
 from ar_jax.nn.blocks import Stack, unstack
 from ar_jax.nn.layers import LayerNorm, RMSNorm, layer_norm
 from ar_jax.nn.modulation import Modulation
@@ -236,9 +236,7 @@ class Decoder(nn.Module, kw_only=True):
             x,
             condition,
             self._rope(first_row, count),
-            self._real(prefix_mask)
-            if cache is None
-            else self._mask(step, first_row, count, prefix_mask),
+            self._mask(step, first_row, count, prefix_mask, cached=cache is not None),
             None if cache is None else tuple(zip(cache.k, cache.v, strict=True)),
             first_row,
             first_row + count if isinstance(first_row, int) else None,
@@ -325,33 +323,24 @@ class Decoder(nn.Module, kw_only=True):
         """Steps of all rows, below 0 for prefix rows that predict nothing."""
         return (*range(-self.lead, 0), *map(int, self.schedule.step_id))
 
-    def _real(self, prefix_mask: Array | None) -> Array | None:
-        """Bool [B, T], False for the padding of a caption; None if there is none."""
-        if prefix_mask is None:
-            return None
-        spare = self.rows - self.prefix_rows
-        return jnp.pad(prefix_mask, ((0, 0), (0, spare)), constant_values=True)
-
     def _mask(
-        self, step: Array | int | None, first: Array | int, count: int, prefix_mask: Array | None
+        self,
+        step: Array | int | None,
+        first: Array | int,
+        count: int,
+        prefix_mask: Array | None,
+        *,
+        cached: bool,
     ) -> Array | None:
-        """Bool, broadcastable to [B, H, count, visible rows]; None if all is visible."""
-        steps = np.asarray(self._row_steps, np.int32)
-        static = isinstance(first, int)
-        keys = jnp.asarray(steps[: first + count] if static else steps)
-        queries = jax.lax.dynamic_slice_in_dim(jnp.asarray(steps), first, count)
-        if static and step is not None and (first > 0 or not self.lead):
-            mask = None  # everything up to the step's own rows
-        else:
-            mask = visibility(queries, keys)[None, None]
-        if prefix_mask is None:
-            return mask
-        real = jnp.concatenate(
-            [prefix_mask, jnp.ones((prefix_mask.shape[0], len(keys) - self.prefix_rows), bool)], 1
-        )[:, None, None]
-        # A padded row still sees itself, so that no softmax is empty.
-        itself = (jnp.arange(len(keys))[None] == (first + jnp.arange(count))[:, None])[None, None]
-        return (real | itself) if mask is None else (mask & (real | itself))
+        """What `ar_jax.nn.blocks.Attention` wants: of the cache's rows, or of all rows."""
+        real = None  # bool [B, T], False for the padding of a caption
+        if prefix_mask is not None:
+            spare = self.rows - self.prefix_rows
+            real = jnp.pad(prefix_mask, ((0, 0), (0, spare)), constant_values=True)
+        if not cached:
+            return real
+        newest = isinstance(first, int) and step is not None and (first > 0 or not self.lead)
+        return cache_mask(self._row_steps, real, first, count, newest=newest)
 
     def _final_norm(self, x: Array, vector: Array) -> Array:
         x = x.astype(jnp.float32)

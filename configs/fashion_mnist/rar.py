@@ -90,6 +90,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         eval_every=1_000,
         preview_every=1_000,
         checkpoint_every=1_000,
+        skip_damaged_checkpoints=False,
+        accumulation=1,
     )
     config.optimizer = dict(
         name="adamw",

@@ -123,6 +123,8 @@ def get_config(arg: str = "B") -> ml_collections.ConfigDict:
         eval_every=10 * iterations,
         preview_every=5 * iterations,
         checkpoint_every=5_000,
+        skip_damaged_checkpoints=False,
+        accumulation=1,
     )
     config.optimizer = dict(
         name="adamw",

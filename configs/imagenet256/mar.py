@@ -114,6 +114,8 @@ def get_config(arg: str = "base") -> ml_collections.ConfigDict:
         eval_every=10 * iterations,
         preview_every=10 * iterations,
         checkpoint_every=5_000,
+        skip_damaged_checkpoints=False,
+        accumulation=1,
     )
     config.optimizer = dict(
         name="adamw",

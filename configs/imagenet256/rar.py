@@ -120,6 +120,8 @@ def get_config(arg: str = "b") -> ml_collections.ConfigDict:
         eval_every=5_000,
         preview_every=5_000,
         checkpoint_every=5_000,
+        skip_damaged_checkpoints=False,
+        accumulation=1,
     )
     config.optimizer = dict(
         name="adamw",

@@ -68,6 +68,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         eval_batches=40,
         preview_every=iterations,
         checkpoint_every=5_000,
+        skip_damaged_checkpoints=False,
+        accumulation=1,
     )
     config.optimizer = dict(
         name="adam",

@@ -123,6 +123,8 @@ def get_config(arg: str = "d16") -> ml_collections.ConfigDict:
         eval_every=10 * iterations,
         preview_every=5 * iterations,
         checkpoint_every=iterations,
+        skip_damaged_checkpoints=False,
+        accumulation=1,
     )
     config.optimizer = dict(
         name="adamw",
