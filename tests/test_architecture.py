@@ -27,6 +27,7 @@ LEAVES = {"parallel", "data", "io"}
 MAY_IMPORT: dict[str, set[str]] = {
     "train": BUILT | LEAVES | {"field_types"},
     "evaluation": BUILT | LEAVES,
+    "compilation": BUILT | LEAVES | {"train"},
     "convert": BUILT | LEAVES,
     "build": (BUILT - {"build"}) | {"io", "consistency", "field_types"},
     "consistency": BASE | MODELS,

@@ -94,8 +94,7 @@ def test_cached_logits_equal_teacher_forced_ones(variant):
 
 def test_the_cache_is_divided_over_samples_and_heads():
     system, _ = system_of("raster")
-    sizes = dict(data=2, fsdp=2, tensor=2)
-    with use_mesh(make_mesh(**sizes)):
+    with use_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
         cache = jax.jit(lambda: system.backbone.init_cache(8))()
     for rows in jax.tree.leaves(cache):
         batch, length, heads, width = rows.shape

@@ -58,6 +58,11 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "arrays cut": (lambda c: truncate(data_file(c)), "Error reading"),
     "arrays gone": (lambda c: data_file(c).unlink(), "Error reading"),
@@ -73,7 +78,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda c: (c / "data/process_0-of-1.json").unlink(),
         "data/process_.*there are 0",
     ),
-    "all gone": (lambda c: [shutil.rmtree(c), c.mkdir()], "_CHECKPOINT_METADATA cannot be read"),
+    "all gone": (empty, "_CHECKPOINT_METADATA cannot be read"),
 }
 
 
@@ -110,8 +115,8 @@ def test_goes_back_and_keeps_what_is_damaged(workdir, caplog):
         assert f"{workdir / FOLDER / step} is damaged: " in caplog.text
         assert f"step {step} is kept as {workdir / FOLDER / step}.damaged" in caplog.text
     assert store.steps == [1] == list_steps(workdir)
-    for step in range(2, 7):
-        store.save(step, make_parts(mesh, seed=step))
+    for number in range(2, 7):
+        store.save(number, make_parts(mesh, seed=number))
     store.wait()
     assert store.steps == [5, 6] == list_steps(workdir)
     store.close()

@@ -319,7 +319,7 @@ class Decoder(nn.Module, kw_only=True):
         return jax.lax.dynamic_slice_in_dim(jnp.asarray(table), first, count)
 
     @property
-    def _row_steps(self) -> tuple[int, ...]:
+    def row_steps(self) -> tuple[int, ...]:
         """Steps of all rows, below 0 for prefix rows that predict nothing."""
         return (*range(-self.lead, 0), *map(int, self.schedule.step_id))
 
@@ -340,7 +340,7 @@ class Decoder(nn.Module, kw_only=True):
         if not cached:
             return real
         newest = isinstance(first, int) and step is not None and (first > 0 or not self.lead)
-        return cache_mask(self._row_steps, real, first, count, newest=newest)
+        return cache_mask(self.row_steps, real, first, count, newest=newest)
 
     def _final_norm(self, x: Array, vector: Array) -> Array:
         x = x.astype(jnp.float32)
@@ -366,7 +366,7 @@ class Decoder(nn.Module, kw_only=True):
             heads=self.heads,
             kv_heads=self.kv_heads or self.heads,
             kernel=self.attention,
-            row_steps=self._row_steps,
+            row_steps=self.row_steps,
             mlp_hidden=self.mlp_hidden or 4 * self.width,
             norm=self.norm,
             norm_epsilon=self.norm_epsilon,

@@ -59,10 +59,16 @@ def build_program(
     accumulation: int = 1,
     ema_decay: float = 0.0,
     ema_warmup: bool = True,
+    place: Callable[[Array, NamedSharding], Any] = jax.device_put,
 ) -> Program:
-    """Compiles nothing yet; raises ValueError where a parameter does not fit the mesh."""
+    """Compiles nothing yet; raises ValueError where a parameter does not fit the mesh.
+
+    Args:
+        place: puts the key where the sharding says; a mesh of devices that are not here has no
+            place for arrays.
+    """
     whole = replicated(mesh)
-    key = jax.device_put(jax.random.key(seed), whole)
+    key = place(jax.random.key(seed), whole)
 
     def init(params: Params | None = None) -> TrainState:
         return init_state(objective, optimizer, jax.random.key(seed), params, ema=ema_decay > 0)

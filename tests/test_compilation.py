@@ -1,0 +1,142 @@
+"""What is read from compiled programs: cycles, loops, collectives, kernels; a real compilation."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ar_jax.compilation.ahead import estimate, visible_share
+from ar_jax.compilation.chips import CHIPS, find_chip
+from ar_jax.compilation.hlo import Collective, group_size, shape_bytes, total
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A loop of 3 around a loop of 5, a fusion that hides a collective, a conditional, a kernel whose
+# metadata spans lines.
+PROGRAM = """HloModule jit_step
+
+%inner_body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %p = (s32[], f32[8,4]{1,0:T(8,128)}) parameter(0)
+  %x = f32[8,4]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  %fusion.1 = f32[8,4]{1,0} fusion(%x), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"7"}
+  %kern_fwd.1 = (bf16[2,3,128,64]{3,2,1,0}, f32[4]{0}) custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"a": 1
+}}
+  ROOT %t = (s32[], f32[8,4]) tuple(%i, %fusion.1)
+}
+
+%inner_condition (p: (s32[], f32[8,4])) -> pred[] {
+  %c = s32[] constant(5)
+  ROOT %lt = pred[] compare(%i, %c), direction=LT
+}
+
+%f (a: f32[8,4]) -> f32[8,4] {
+  ROOT %all-reduce.9 = f32[8,4]{1,0} all-reduce(%a), replica_groups=[4,2]<=[8], to_apply=%add
+}
+
+%outer_body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %w = (s32[], f32[8,4]) while(%p), condition=%inner_condition, body=%inner_body
+  ROOT %dot = f32[8,4]{1,0} fusion(%a), kind=kOutput, calls=%g, backend_config={"estimated_cycles":"100"}
+}
+
+%outer_condition (p: (s32[], f32[8,4])) -> pred[] {
+  ROOT %lt = pred[] compare(%i, %c), direction=LT
+}
+
+%cheap (p: f32[]) -> f32[] {
+  ROOT %r = f32[] fusion(%p), kind=kLoop, calls=%h, backend_config={"estimated_cycles":"1"}
+}
+
+%dear (p: f32[]) -> f32[] {
+  ROOT %r = f32[] fusion(%p), kind=kLoop, calls=%h, backend_config={"estimated_cycles":"50"}
+}
+
+ENTRY %main (a: f32[8,4]) -> f32[8,4] {
+  %w = (s32[], f32[8,4]) while(%a), condition=%outer_condition, body=%outer_body, backend_config={"known_trip_count":{"n":"3"}}
+  %c = f32[] conditional(%i, %a, %a), branch_computations={%cheap, %dear}
+  %all-gather-start.1 = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%a), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  ROOT %d = f32[8,4] all-gather-done(%all-gather-start.1)
+}
+"""  # noqa: E501
+
+
+def test_cycles_count_nested_loops_and_the_dearest_branch():
+    assert total(PROGRAM).cycles == 3 * (5 * 7 + 100) + 50
+
+
+def test_collectives_are_found_in_loops_and_fusions():
+    assert total(PROGRAM).collectives == [
+        Collective("all-reduce", 15, 128, 2, True, False),
+        Collective("all-gather", 1, 128, 4, False, True),
+    ]
+
+
+def test_kernels_are_found_with_their_shapes():
+    (kernel,) = total(PROGRAM).kernels
+    assert (kernel.name, kernel.count) == ("kern_fwd.1", 15)
+    assert kernel.operands == (("f32", (8, 4)),)
+    assert [shape_bytes(shape) for shape in kernel.results] == [2 * 3 * 128 * 64 * 2, 16]
+
+
+def test_groups_of_named_mesh_axes():
+    line = "all-reduce(%a), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}, x={}"
+    assert group_size(line) == 8 and group_size(line.replace("'axis_0',", "")) == 2
+
+
+def test_text_without_an_entry_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        total("HloModule x\n")
+
+
+def test_estimate_adds_kernels_by_bytes_or_products():
+    chip = CHIPS["v5e"]
+    seconds = estimate(total(PROGRAM), chip, visible=1.0)
+    assert np.isclose(seconds["compiler"], 455 / 1.5e9)
+    assert np.isclose(seconds["kernels"], 15 * (128 + 98_304 + 16) / 819e9)
+    attention = PROGRAM.replace("%kern_fwd.1", "%splash_mha_fwd.1").replace(
+        "f32[8,4]{1,0:T(8,128)} get-tuple", "bf16[2,3,128,64]{3,2,1,0} get-tuple"
+    )
+    flops = 2 * 2 * 2 * 3 * 128 * 128 * 64 * 0.5  # of two products over half of the blocks
+    narrow = estimate(total(attention), chip, visible=0.5)["kernels"]
+    assert np.isclose(narrow, 15 * (2 * 98_304 + 16) / 819e9)
+    wide = dataclasses.replace(chip, bandwidth=1e15)
+    computed = estimate(total(attention), wide, visible=0.5)["kernels"]
+    assert np.isclose(computed, 15 * flops / (197e12 / 2))  # heads of 64 fill half of the MXU
+
+
+def test_share_of_visible_blocks():
+    assert visible_share((0,) * 256) == 1.0
+    assert visible_share(tuple(range(768))) == 6 / 9
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v4:2x2", "v5e:4*4"])
+def test_unknown_topologies_are_named(topology):
+    with pytest.raises(ValueError, match="is not KIND:AxB"):
+        find_chip(topology)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs the TPU compiler: pip install 'ar_jax[ahead]'",
+)
+def test_a_train_step_compiles_for_a_topology(tmp_path):
+    command = [sys.executable, "experiments/compile_ahead.py", "--topology=v5e:2x4"]
+    command += ["--config=configs/fashion_mnist/var.py:smoke", f"--out={tmp_path}/report.json"]
+    command += ["--config.mesh.data=4", "--config.mesh.tensor=2"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["devices"], report["mesh"]["tensor"]) == (8, 2)
+    assert report["attention"] == "splash" and report["seconds"]["kernels"] > 0
+    assert 0 < report["memory"]["peak"] < report["memory"]["capacity"]
+    assert {found["group"] for found in report["collectives"]} >= {2, 4}
