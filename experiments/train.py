@@ -29,6 +29,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from ar_jax.io.console import configure_logging
+from ar_jax.parallel.distributed import connect
 from ar_jax.train.run import train_and_evaluate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
@@ -37,6 +38,11 @@ CACHE = flags.DEFINE_string("compilation_cache", None, "Directory of compiled pr
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Connect the processes of a pod or cluster; start all of them."
 )
+ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, where jax does not find out on its own."
+)
+PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the whole job, likewise.")
+PROCESS = flags.DEFINE_integer("process_id", None, "Number of this process, likewise.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,7 +52,11 @@ def main(argv: Sequence[str]) -> None:
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", CACHE.value)
     if DISTRIBUTED.value:
-        jax.distributed.initialize()
+        connect(
+            coordinator_address=ADDRESS.value,
+            num_processes=PROCESSES.value,
+            process_id=PROCESS.value,
+        )
     train_and_evaluate(CONFIG.value, WORKDIR.value)
 
 
