@@ -245,7 +245,7 @@ def _attention_mask(model: Model) -> Outputs:
     """Our visibility of caption and codes, packed; the last code, never an input, sees all."""
     backbone, mask = model.system.backbone, model.cond["caption_mask"]
     mask = mask[:, : backbone.prefix_rows]
-    ours = np.asarray(backbone._mask(None, 0, backbone.rows, mask))
+    ours = np.asarray(backbone._mask(None, 0, backbone.rows, mask, cached=True))
     ours = np.broadcast_to(ours, (len(mask), 1, backbone.rows, backbone.rows))[:, 0]
     whole = np.pad(ours, ((0, 0), (0, 1), (0, 1)))
     whole[:, -1, :-1] = True
