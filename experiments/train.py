@@ -36,13 +36,18 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_co
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run.", required=True)
 CACHE = flags.DEFINE_string("compilation_cache", None, "Directory of compiled programs, kept.")
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Connect the processes of a pod or cluster; start all of them."
+    "distributed",
+    False,
+    "Connect the processes of a pod or cluster; start all of them. Said by the next three as well.",
 )
 ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "HOST:PORT of process 0, where jax does not find out on its own."
 )
 PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the whole job, likewise.")
 PROCESS = flags.DEFINE_integer("process_id", None, "Number of this process, likewise.")
+HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_timeout", 100, "Seconds after which a host that gives no sign of life ends the job."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,13 +56,24 @@ def main(argv: Sequence[str]) -> None:
     configure_logging()
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", CACHE.value)
-    if DISTRIBUTED.value:
+    connect_processes()
+    train_and_evaluate(CONFIG.value, WORKDIR.value)
+
+
+def connect_processes() -> None:
+    """Joins the other processes if a flag says that there are any."""
+    addresses = (ADDRESS.value, PROCESSES.value, PROCESS.value)
+    if not DISTRIBUTED.value and all(value is None for value in addresses):
+        return
+    try:
         connect(
             coordinator_address=ADDRESS.value,
             num_processes=PROCESSES.value,
             process_id=PROCESS.value,
+            heartbeat_timeout=HEARTBEAT.value,
         )
-    train_and_evaluate(CONFIG.value, WORKDIR.value)
+    except TimeoutError as error:  # of other hosts: where in this program says nothing
+        raise SystemExit(f"train.py: {error}") from error
 
 
 if __name__ == "__main__":

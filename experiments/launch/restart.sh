@@ -4,22 +4,42 @@
 #     experiments/launch/restart.sh python experiments/train.py --config=... --workdir=gs://...
 #
 # A run resumes from its newest checkpoint, so the command is the same each time. LIMIT failures
-# (default 5) within QUICK seconds (default 120) of their start, one after the other, are an error of
-# the command rather than of the machine, and end the loop. PAUSE seconds (default 10) lie between.
+# (default 5) within QUICK seconds (default 120) of their start, one after the other, are an error
+# of the command rather than of the machine, and end the loop. PAUSE seconds (10) lie between.
+# SIGTERM and SIGINT are passed on as SIGTERM, at which a run saves; nothing is restarted then.
 set -euo pipefail
 
 if [ $# -eq 0 ]; then
-  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
+
+child=
+stopped=false
+stop() {
+  stopped=true
+  if [ -n "$child" ]; then
+    kill -TERM "$child" 2>/dev/null || true
+  fi
+}
+trap stop TERM INT
 
 quick_failures=0
 while true; do
   started=$SECONDS
   status=0
-  "$@" || status=$?
-  if [ "$status" -eq 0 ]; then
-    exit 0
+  # In the background: bash runs a trap only once a foreground command has ended.
+  "$@" &
+  child=$!
+  wait "$child" || status=$?
+  # A trap ends `wait` before the command does: wait for the command itself.
+  while kill -0 "$child" 2>/dev/null; do
+    status=0
+    wait "$child" || status=$?
+  done
+  child=
+  if [ "$status" -eq 0 ] || $stopped; then
+    exit "$status"
   fi
   if [ $((SECONDS - started)) -lt "${QUICK:-120}" ]; then
     quick_failures=$((quick_failures + 1))
@@ -31,5 +51,9 @@ while true; do
     exit "$status"
   fi
   echo "restart.sh: ended with $status; again in ${PAUSE:-10} s" >&2
-  sleep "${PAUSE:-10}"
+  sleep "${PAUSE:-10}" &
+  wait "$!" || true  # so that a signal need not wait for the pause
+  if $stopped; then
+    exit "$status"
+  fi
 done
