@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ar_jax.compilation.ahead import estimate, visible_share
+from ar_jax.compilation.axes import replica_groups
 from ar_jax.compilation.chips import CHIPS, find_chip
-from ar_jax.compilation.hlo import Collective, group_size, shape_bytes, total
+from ar_jax.compilation.estimate import estimate, visible_share
+from ar_jax.compilation.hlo import Collective, shape_bytes, total
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,8 +75,8 @@ def test_cycles_count_nested_loops_and_the_dearest_branch():
 
 def test_collectives_are_found_in_loops_and_fusions():
     assert total(PROGRAM).collectives == [
-        Collective("all-reduce", 15, 128, 2, True, False),
-        Collective("all-gather", 1, 128, 4, False, True),
+        Collective("all-reduce", 15, 128, 2, True, False, ((0, 1), (2, 3), (4, 5), (6, 7))),
+        Collective("all-gather", 1, 128, 4, False, True, ((0, 1, 2, 3), (4, 5, 6, 7))),
     ]
 
 
@@ -88,7 +89,8 @@ def test_kernels_are_found_with_their_shapes():
 
 def test_groups_of_named_mesh_axes():
     line = "all-reduce(%a), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}, x={}"
-    assert group_size(line) == 8 and group_size(line.replace("'axis_0',", "")) == 2
+    assert replica_groups(line) == (tuple(range(8)),)
+    assert replica_groups(line.replace("'axis_0',", "")) == ((0, 1), (2, 3), (4, 5), (6, 7))
 
 
 def test_text_without_an_entry_is_refused():

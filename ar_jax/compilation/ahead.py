@@ -1,106 +1,245 @@
-"""A configuration's train step, compiled for a TPU topology without its hardware."""
+"""A generator's train step or sampler, compiled for a TPU topology without its hardware."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
-from ar_jax.build import build_objective
+from ar_jax.backbones.decoder import Decoder
+from ar_jax.build import build_objective, build_sampling, create_sampler, trains_tokenizer
+from ar_jax.compilation import estimate as figures
+from ar_jax.compilation.axes import mesh_axes
 from ar_jax.compilation.chips import Chip, find_chip
-from ar_jax.compilation.hlo import Kernel, Totals, shape_bytes, total
-from ar_jax.nn.splash import block_size, padded_mask
+from ar_jax.compilation.hlo import total
+from ar_jax.compilation.overflow import DoesNotFit, read_overflow
 from ar_jax.objectives.likelihood import init_tokenizer
-from ar_jax.parallel.mesh import check_batch, make_mesh, use_mesh
-from ar_jax.parallel.rules import path_name, shardings
+from ar_jax.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated, use_mesh
+from ar_jax.parallel.rules import shardings
+from ar_jax.sampling.loop import image_keys
 from ar_jax.train.fields import EmaFields, TrainFields, call_with, matmul_precision
 from ar_jax.train.optimizer import build_optimizer
 from ar_jax.train.program import build_program
 
-# Matrix products of a splash kernel, each of 2 T T K FLOPs a head: what its name says it computes.
-PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
-LANES = 128  # of the MXU: a head narrower than this fills only a part of it
+INPUTS = ("codes", "images")
 
 
-class DoesNotFit(RuntimeError):
-    """The program needs more memory than a chip has; the message says how much, and for what."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is compiled, and for what: a topology, its chip and mesh, the checked configuration."""
+
+    topology: str
+    chip: Chip
+    mesh: Mesh
+    config: ml_collections.ConfigDict
+    fields: TrainFields
+    objective: Any
 
 
-def compile_train_step(config: ml_collections.ConfigDict, topology: str) -> dict[str, Any]:
-    """What the compiler says of one train step of a generator on cached codes.
+def prepare(
+    config: ml_collections.ConfigDict, topology: str, batch_size: int | None = None
+) -> Target:
+    """The target of a configuration.
 
     Args:
-        config: of a generator of discrete codes; the section data is not read.
+        config: of a generator whose backbone is a decoder; the section data is not read.
         topology: 'v5e:4x4' and the like.
-
-    Returns:
-        Plain numbers: 'memory' (bytes a chip), 'seconds' (of a step, see `estimate`),
-        'collectives' (see `ar_jax.compilation.hlo.Collective`), 'model_flops' and 'mfu'.
+        batch_size: images of a call, over all chips; None: config.train.batch_size.
 
     Raises:
-        DoesNotFit: see there.
-        ValueError: a bad field or topology.
+        ValueError: a bad field or topology, or a system of another kind.
     """
     chip = find_chip(topology)
+    config = ml_collections.ConfigDict(config.to_dict())
+    if batch_size is not None:
+        config.train.batch_size = batch_size
+    if trains_tokenizer(config) or config.backbone.name != "decoder":
+        raise ValueError(
+            "compile_ahead takes generators with config.backbone.name='decoder': tokenizers and "
+            "other backbones have no FLOPs formula here"
+        )
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = call_with(make_mesh, config["mesh"], "mesh", devices=devices)
     fields = call_with(TrainFields, config["train"], "train")
     check_batch(mesh, batch_size=fields.batch_size, accumulation=fields.accumulation)
-    config = ml_collections.ConfigDict(config.to_dict())
     if config.get("attention", "auto") == "auto":  # what a TPU would choose
         dropout = config.backbone.get("attention_dropout", 0.0)
         config.attention = "xla" if dropout else "splash"
     objective: Any = build_objective(config)
-    system = objective.system
+    assert isinstance(objective.system.backbone, Decoder)
+    return Target(
+        topology=topology, chip=chip, mesh=mesh, config=config, fields=fields, objective=objective
+    )
+
+
+def compile_train_step(
+    config: ml_collections.ConfigDict,
+    topology: str,
+    *,
+    batch_size: int | None = None,
+    inputs: str = "codes",
+) -> dict[str, Any]:
+    """What the compiler says of one train step of a generator.
+
+    Args:
+        config: see `prepare`, as for ``topology`` and ``batch_size``.
+        inputs: 'codes' (cached) or 'images', which the tokenizer encodes inside the step; its
+            FLOPs are not counted in model_flops.
+
+    Returns:
+        Plain numbers: 'memory' (bytes a chip), 'fits', 'seconds' (of a step, see
+        `ar_jax.compilation.estimate.estimate`), 'collectives' (see
+        `ar_jax.compilation.hlo.Collective`; bytes_per_run and axes besides), 'model_flops' (of all
+        chips), 'mfu' and 'rooflines' (seconds).
+
+    Raises:
+        DoesNotFit: the program needs more memory than a chip has.
+        ValueError: a bad field, argument or topology.
+    """
+    if inputs not in INPUTS:
+        raise ValueError(f"--inputs={inputs!r} is none of {INPUTS}")
+    target = prepare(config, topology, batch_size)
+    config, fields, system = target.config, target.fields, target.objective.system
     program = build_program(
-        objective,
+        target.objective,
         call_with(build_optimizer, config["optimizer"], "optimizer", steps=fields.steps),
-        mesh,
+        target.mesh,
         seed=config["seed"],
         accumulation=fields.accumulation,
         ema_decay=call_with(EmaFields, config["ema"], "ema").decay,
         place=lambda key, whole: jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
     )
     tokenizer = jax.eval_shape(lambda key: init_tokenizer(system, key), jax.random.key(0))
-    frozen = {"tokenizer": jax.tree.map(_place, tokenizer, shardings(tokenizer, mesh))}
-    rows, length = fields.batch_size, system.schedule.length
-    batch = jax.eval_shape(lambda: system.backbone.conditioner.empty(rows))
-    batch = {**batch, "codes": jax.ShapeDtypeStruct((rows, length), jnp.int32)}
-    batch = jax.tree.map(lambda leaf: _place(leaf, program.rows), batch)
-    with use_mesh(mesh), jax.default_matmul_precision(matmul_precision(config)):
-        step: Any = program.train_step
+    frozen = _placed({"tokenizer": tokenizer}, target.mesh)
+    rows = fields.batch_size
+    batch = jax.eval_shape(lambda: dict(system.backbone.conditioner.empty(rows)))
+    if inputs == "codes":
+        batch["codes"] = jax.ShapeDtypeStruct((rows, system.schedule.length), jnp.int32)
+    else:
+        batch["image"] = jax.ShapeDtypeStruct((rows, *system.tokenizer.image_shape), jnp.uint8)
+    batch = _with_sharding(batch, program.rows)
+    step: Any = program.train_step
+    params = program.abstract.params
+    compiled = _compile(target, lambda: step.lower(program.abstract, frozen, batch, program.key))
+    report = {"program": "train", "inputs": inputs, "attention": config.attention}
+    return report | _report(target, compiled, params, passes=3)
+
+
+def compile_sampler(
+    config: ml_collections.ConfigDict, topology: str, *, batch_size: int | None = None
+) -> dict[str, Any]:
+    """What the compiler says of the program that draws the codes of a batch of images.
+
+    The batch lies over data x fsdp, the heads over tensor; guidance and filters are the config's.
+    The attention of a cached step is XLA's; decoding of the codes is another program.
+
+    Returns:
+        As `compile_train_step`, which also says what the arguments are and what is raised.
+    """
+    target = prepare(config, topology, batch_size)
+    system, mesh, rows = target.objective.system, target.mesh, target.fields.batch_size
+    knobs, guidance = build_sampling(target.config)
+    made: list[Any] = []
+
+    def unstacked(key: jax.Array) -> Any:
+        params = {"tokenizer": init_tokenizer(system, key), **target.objective.init(key)}
+        made.append(create_sampler(system, params))
+        return made[-1].params
+
+    params = _placed(jax.eval_shape(unstacked, jax.random.key(0)), mesh)
+    sampler = dataclasses.replace(made[-1], params=params)
+    spread = batch_sharding(mesh)
+    cond = _with_sharding(jax.eval_shape(lambda: system.backbone.conditioner.empty(rows)), spread)
+    keys = _with_sharding(jax.eval_shape(lambda: image_keys(0, 0, rows)), spread)
+    lower, _ = sampler.program(cond, keys, knobs=knobs, guidance=guidance)
+    # Knobs and scales are arrays of this machine: of them, too, the topology gets shapes alone.
+    _, *arguments = lower.args
+    abstract = [_on_mesh(argument, mesh) for argument in arguments]
+    guided = lower.keywords["guided"]
+    compiled = _compile(target, lambda: lower.func(sampler.system, *abstract, **lower.keywords))
+    trained = {name: params[name] for name in ("backbone", "head")}
+    report = {"program": "sample", "guided": guided, "attention": "xla (cached)"}
+    return report | _report(target, compiled, trained, passes=2 if guided else 1)
+
+
+def _with_sharding(tree: Any, sharding: Any) -> Any:
+    """Shapes of ``tree`` that all lie as ``sharding`` says."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def _placed(tree: Any, mesh: Mesh) -> Any:
+    """Shapes of parameters where the rules put them."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        shardings(tree, mesh),
+    )
+
+
+def _on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Shapes of ``tree``: arrays become whole copies on every device, shapes stay as they are."""
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh))
+
+    return jax.tree.map(one, tree)
+
+
+def _compile(target: Target, lower: Any) -> Any:
+    with use_mesh(target.mesh), jax.default_matmul_precision(matmul_precision(target.config)):
+        lowered = lower()
         try:
-            compiled = step.lower(program.abstract, frozen, batch, program.key).compile()
+            return lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            raise _explain(error) from error
-    flops = model_flops(program.abstract.params, system, rows)
-    steps = system.backbone.row_steps
-    report = {
-        "topology": topology,
-        "devices": len(devices),
-        "mesh": dict(mesh.shape),
-        "attention": config.attention,
-        "batch_size": rows,
-        "parameters": sum(math.prod(p.shape) for p in jax.tree.leaves(program.abstract.params)),
-        "memory": _memory(compiled, chip),
-        "model_flops": flops,
-    }
+            verdict = read_overflow(str(error), lowered.as_text())
+            if verdict is None:
+                raise
+            raise DoesNotFit(verdict) from error
+
+
+def _report(target: Target, compiled: Any, params: Any, *, passes: int) -> dict[str, Any]:
+    chip, mesh, system = target.chip, target.mesh, target.objective.system
+    rows, devices = target.fields.batch_size, target.mesh.size
+    memory = _memory(compiled, chip)
+    flops = figures.model_flops(params, system, rows, passes=passes)
     totals = total(compiled.as_text())
-    seconds = estimate(totals, chip, visible_share(steps))
-    mfu = flops / (len(devices) * chip.peak * seconds["total"])
-    collectives = [dataclasses.asdict(c) for c in totals.collectives]
-    return {**report, "seconds": seconds, "mfu": mfu, "collectives": collectives}
-
-
-def _place(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    share = figures.visible_share(system.backbone.row_steps)
+    seconds = figures.estimate(totals, chip, share)
+    collectives = [
+        {
+            **{name: value for name, value in vars(found).items() if name != "groups"},
+            "bytes_per_run": found.count * found.bytes,
+            "axes": mesh_axes(found.groups, dict(mesh.shape)),
+        }
+        for found in totals.collectives
+    ]
+    return {
+        "topology": target.topology,
+        "devices": devices,
+        "mesh": dict(mesh.shape),
+        "batch_size": rows,
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        "fits": memory["peak"] <= memory["capacity"],
+        "memory": memory,
+        "model_flops": flops,
+        "model_flops_rule": figures.FLOPS_RULE,
+        "seconds": seconds,
+        "method": figures.METHOD,
+        "left_out": figures.LEFT_OUT,
+        "mfu": flops / (devices * chip.peak * seconds["total"]),
+        "rooflines": figures.rooflines(flops, memory, chip, devices),
+        "collectives": collectives,
+    }
 
 
 def _memory(compiled: Any, chip: Chip) -> dict[str, int]:
@@ -110,74 +249,3 @@ def _memory(compiled: Any, chip: Chip) -> dict[str, int]:
     found = {name: int(getattr(plan, f"{name}_size_in_bytes")) for name in names}
     peak = sum(found.values()) - 2 * found["alias"]  # aliased outputs are the arguments
     return {**found, "peak": peak, "capacity": chip.capacity}
-
-
-def estimate(totals: Totals, chip: Chip, visible: float) -> dict[str, float]:
-    """Seconds of one run on one device.
-
-    'compiler' is the sum of the compiler's estimated cycles over the chip's clock; 'kernels' what
-    custom kernels, of which it estimates none, take at least: each the larger of its bytes over the
-    bandwidth and, for attention, its FLOPs over the peak at the part of the MXU that a head's
-    width fills. Left out: waiting for collectives and for other devices, and the host.
-
-    Args:
-        visible: share of the attention's blocks that are computed.
-    """
-    compiler = totals.cycles / chip.clock
-    kernels = sum(k.count * _kernel_seconds(k, chip, visible) for k in totals.kernels)
-    return {"compiler": compiler, "kernels": kernels, "total": compiler + kernels}
-
-
-def _kernel_seconds(kernel: Kernel, chip: Chip, visible: float) -> float:
-    moved = sum(shape_bytes(shape) for shape in kernel.operands + kernel.results)
-    by_bytes = moved / chip.bandwidth
-    products = next((n for name, n in PRODUCTS.items() if kernel.name.startswith(name)), 0)
-    heads = [dims for _, dims in kernel.operands if len(dims) == 4]
-    if not products or not heads:
-        return by_bytes
-    batch, count, rows, width = heads[0]
-    flops = products * 2 * batch * count * rows * rows * width * visible
-    return max(by_bytes, flops / (chip.peak * min(1.0, width / LANES)))
-
-
-def visible_share(steps: tuple[int, ...]) -> float:
-    """Share of the attention kernel's blocks that hold a visible pair."""
-    mask = padded_mask(steps)
-    block = block_size(len(mask))
-    count = len(mask) // block
-    return float(mask.reshape(count, block, count, block).any(axis=(1, 3)).mean())
-
-
-def model_flops(params: Any, system: Any, batch: int) -> float:
-    """FLOPs of one train step by formula: 6 for a weight and row it multiplies, and attention's.
-
-    Attention counts visible pairs only. Weights that act on the condition count once an image;
-    tables are looked up and count nothing; recomputed activations do not count.
-    """
-    length, backbone = system.backbone.rows, system.backbone
-    flops = 0.0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = path_name(path)
-        if not name.endswith("kernel"):
-            continue
-        rows = 1 if "modulation" in name else length
-        flops += 6.0 * math.prod(leaf.shape) * batch * rows
-    order = np.asarray(backbone.row_steps)
-    pairs = int((order[None, :] <= order[:, None]).sum())
-    return flops + 12.0 * batch * backbone.depth * backbone.width * pairs
-
-
-def _explain(error: Exception) -> Exception:
-    """A verdict in place of the compiler's trace where memory ran out; else the error."""
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text:
-        return error
-    amounts = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", text)
-    sizes = f"needs {amounts[1]} of {amounts[2]}" if amounts else "needs more than there is"
-    buffers = re.findall(r"Size: ([\d.]+\w)\n\s*(?:Operator: op_name=\"([^\"]*)\")?", text)
-    largest = "; ".join(f"{size} {name}".strip() for size, name in buffers[:3])
-    return DoesNotFit(
-        f"does not fit: a chip's HBM {sizes}. Largest buffers: {largest or 'not named'}. Lower "
-        "config.train.batch_size or raise config.train.accumulation, set "
-        "config.backbone.remat='block', or split the parameters: config.mesh.data=1 and fsdp=-1"
-    )

@@ -10,6 +10,8 @@ import dataclasses
 import math
 import re
 
+from ar_jax.compilation.axes import Groups, replica_groups
+
 ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}
 ITEM_BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 COLLECTIVES = (*("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"),)
@@ -41,9 +43,11 @@ class Collective:
         kind: 'all-reduce', ...
         count: calls in one run of the program.
         bytes: of one call's results on one device.
-        group: devices that take part together.
+        group: devices that take part together; 0: all.
         in_loop: whether it is inside a loop.
         asynchronous: whether it is split into a start and a done.
+        groups: numbers of the partitions that take part together; (): all of them;
+            None: not read.
     """
 
     kind: str
@@ -52,6 +56,7 @@ class Collective:
     group: int
     in_loop: bool
     asynchronous: bool
+    groups: Groups | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +148,7 @@ def _visit(
     computations: dict[str, list[Instruction]], name: str, times: int, loop: bool, totals: Totals
 ) -> None:
     shapes = {instruction.name: instruction.shapes for instruction in computations[name]}
+    seen: set[str] = set()
     for instruction in computations[name]:
         cycles = instruction.attribute(r'"estimated_cycles":"(\d+)"')
         totals.cycles += times * int(cycles or 0)
@@ -162,10 +168,11 @@ def _visit(
                 _visit(computations, called, times, loop, totals)
         elif instruction.opcode == "conditional":
             _add(totals, _dearest(computations, instruction, times, loop))
-        elif instruction.opcode == "fusion":  # its cycles are its own; a collective may be inside
+        elif instruction.opcode in ("fusion", "async-start"):
             called = instruction.attribute(r"calls=%([\w.\-]+)")
-            for inner in computations.get(called or "", ()):
-                _note_collective(inner, times, loop, totals)
+            inside = computations.get(called or "", [])
+            apart = instruction.opcode == "async-start"
+            _note_fused(inside, times, loop, totals, seen, asynchronous=apart)
 
 
 def _dearest(
@@ -197,26 +204,50 @@ def _trips(loop: Instruction, condition: list[Instruction]) -> int:
     return max(numbers, default=1)
 
 
-def _note_collective(instruction: Instruction, times: int, loop: bool, totals: Totals) -> None:
+def _note_fused(
+    inside: list[Instruction],
+    times: int,
+    loop: bool,
+    totals: Totals,
+    seen: set[str],
+    asynchronous: bool,
+) -> None:
+    """Notes the collectives of a fusion, whose cycles are the fusion's own.
+
+    The compiler overlaps a collective with computation by putting a copy of it, all with one
+    channel, into the fusion that starts it, into each that runs beside it and into the last.
+    ``seen`` has the channels of the calling computation that have been counted.
+    """
+    for instruction in inside:
+        channel = instruction.attribute(r"channel_id=(\d+)")
+        shared = '"async_collective_fusion_config":{"flag_start"' in instruction.line
+        if shared and channel in seen:
+            continue
+        if shared and channel:
+            seen.add(channel)
+        _note_collective(instruction, times, loop, totals, asynchronous or shared)
+
+
+def _note_collective(
+    instruction: Instruction, times: int, loop: bool, totals: Totals, asynchronous: bool = False
+) -> None:
     kind = instruction.opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
         return
     started = kind != instruction.opcode
     sizes = [shape_bytes(shape) for shape in instruction.shapes]
-    # The result of a start holds its operands as well.
-    size = max(sizes, default=0) if started else sum(sizes)
-    group = group_size(instruction.line)
-    totals.collectives.append(Collective(kind, times, size, group, loop, started))
-
-
-def group_size(line: str) -> int:
-    """Devices of one replica group; 0 where the line does not say."""
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line)
-    if named:
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named.group(1)))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named.group(2)))
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line)
-    if iota:
-        return int(iota.group(2))
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
-    return len(listed.group(1).split(",")) if listed else 0
+    count = len(instruction.operands)
+    if started and len(sizes) >= 2 * count:  # operands come before the results
+        sizes = sizes[count : 2 * count]
+    groups = replica_groups(instruction.line)
+    totals.collectives.append(
+        Collective(
+            kind=kind,
+            count=times,
+            bytes=sum(sizes),
+            group=max(map(len, groups or ()), default=0),
+            in_loop=loop,
+            asynchronous=started or asynchronous,
+            groups=groups,
+        )
+    )
