@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -123,6 +124,19 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
         name: jax.make_array_from_process_local_data(sharding, np.asarray(local))
         for name, local in batch.items()
     }
+
+
+def put_whole(tree: Any, places: Any) -> Any:
+    """Arrays that every process has whole, as global arrays of the shardings ``places``."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, places)
+
+    # `device_put` of an array that is on a device already would copy from host to host.
+    def put(leaf: Any, place: NamedSharding) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
+
+    return jax.tree.map(put, tree, places)
 
 
 def fetch(array: jax.Array) -> np.ndarray:

@@ -19,7 +19,7 @@ from ar_jax.io.metrics import open_writers
 from ar_jax.io.progress import Progress
 from ar_jax.io.run_checkpoints import Checkpoints
 from ar_jax.io.run_info import check_workdir, config_dict, record_run, write_parameter_table
-from ar_jax.parallel.mesh import put_batch, use_mesh
+from ar_jax.parallel.mesh import put_batch, put_whole, use_mesh
 from ar_jax.parallel.rules import shardings
 from ar_jax.train.fields import read_settings
 from ar_jax.train.preemption import StopRequest
@@ -102,7 +102,8 @@ def train(
             ema_decay=settings.ema.decay,
             ema_warmup=settings.ema.warmup,
         )
-        frozen_places = shardings(frozen, mesh)
+        # Before it is kept: several processes can save arrays of all devices only.
+        frozen = put_whole(frozen, shardings(frozen, mesh))
         initial = initial_params(config, objective, program, folder)
         stop = stack.enter_context(StopRequest())
         if main:
@@ -120,7 +121,6 @@ def train(
             skip_damaged=fields.skip_damaged_checkpoints,
         )
         del initial  # donated
-        frozen = jax.device_put(frozen, frozen_places)
         first = int(state.step)
         announce(folder, mesh, first, fields.steps)
         progress = stack.enter_context(Progress(fields.steps, initial=first, enabled=main))
