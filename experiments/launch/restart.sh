@@ -15,9 +15,9 @@ if [ $# -eq 0 ]; then
 fi
 
 child=
-stopped=false
+signals=0
 stop() {
-  stopped=true
+  signals=$((signals + 1))
   if [ -n "$child" ]; then
     kill -TERM "$child" 2>/dev/null || true
   fi
@@ -27,18 +27,21 @@ trap stop TERM INT
 quick_failures=0
 while true; do
   started=$SECONDS
-  status=0
   # In the background: bash runs a trap only once a foreground command has ended.
   "$@" &
   child=$!
-  wait "$child" || status=$?
-  # A trap ends `wait` before the command does: wait for the command itself.
-  while kill -0 "$child" 2>/dev/null; do
+  # A signal ends `wait` with a status of its own, whether the command has ended by then or not: bash
+  # keeps the command's status, so wait for it again.
+  while true; do
+    before=$signals
     status=0
     wait "$child" || status=$?
+    if [ "$signals" -eq "$before" ]; then
+      break
+    fi
   done
   child=
-  if [ "$status" -eq 0 ] || $stopped; then
+  if [ "$status" -eq 0 ] || [ "$signals" -gt 0 ]; then
     exit "$status"
   fi
   if [ $((SECONDS - started)) -lt "${QUICK:-120}" ]; then
@@ -53,7 +56,7 @@ while true; do
   echo "restart.sh: ended with $status; again in ${PAUSE:-10} s" >&2
   sleep "${PAUSE:-10}" &
   wait "$!" || true  # so that a signal need not wait for the pause
-  if $stopped; then
+  if [ "$signals" -gt 0 ]; then
     exit "$status"
   fi
 done
