@@ -5,7 +5,7 @@ r"""Compiles a generator's train step or sampler for a TPU topology that is not 
     python experiments/compile_ahead.py --config=configs/imagenet256/llamagen.py:B \
         --topology=v5e:2x4 --program=sample --batch_size=64
 
-Needs the TPU compiler (pip install 'ar_jax[ahead]', Linux on x86-64) and no TPU. Printed and
+Needs the TPU compiler (pip install -e '.[ahead]', Linux on x86-64) and no TPU. Printed and
 written as JSON: HBM of a chip against its capacity, the collectives and the mesh axes they go over,
 the compiler's estimate of the time, the MFU that follows, and rooflines. Training is on cached
 codes; with --inputs=images the tokenizer encodes inside the step. Exits with 1 where the program
@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"{topology}: {error}")
     print(summary(report))
     write(report)
+    if not report["fits"]:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

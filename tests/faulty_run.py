@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import logging
 import os
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,9 @@ from typing import Any
 import jax
 
 from ar_jax.train.loop import train
+from tests.local_processes import free_address, start_module, start_modules
 from tests.toy_training import ToyObjective, toy_config, toy_data, toy_eval
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS = 12
 EVERY = 3  # steps from checkpoint to checkpoint
 
@@ -97,31 +94,18 @@ def run_toy(
     return train(config, HeavyObjective(ballast=ballast), {}, workdir, toy_data(config), events)
 
 
-def start(
-    workdir: Path, arguments: str, *, prefix: tuple[str, ...] = (), log: Path | None = None
-) -> subprocess.Popen:
-    """`main` with ``arguments`` in a process of its own; its output goes to ``log`` or a pipe."""
-    command = [*prefix, sys.executable, "-m", "tests.faulty_run", str(workdir), *arguments.split()]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # three times as fast to compile
-    with contextlib.ExitStack() as stack:  # the child has its own handle of the log
-        output = subprocess.PIPE if log is None else stack.enter_context(log.open("w"))
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+def start(workdir: Path, arguments: str, *, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
+    """`main` with ``arguments`` in a process of its own; its output goes to a pipe."""
+    return start_module(
+        "tests.faulty_run", [str(workdir), *arguments.split()], prefix=prefix, quick=True
+    )
 
 
 def start_pair(workdir: Path, arguments: str, logs: Path) -> list[subprocess.Popen]:
     """Two processes of one job; process N writes ``logs``/N.log."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments += f" --processes=2 --port={port}"
     logs.mkdir()
-    return [
-        start(workdir, f"{arguments} --process={index}", log=logs / f"{index}.log")
-        for index in range(2)
-    ]
+    flags = [*arguments.split(), "--processes=2", f"--address={free_address()}"]
+    return start_modules("tests.faulty_run", [str(workdir), *flags], 2, logs, quick=True)
 
 
 def main() -> None:
@@ -130,17 +114,18 @@ def main() -> None:
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--mesh", default="2,2,2", help="data,fsdp,tensor")
-    for name in ("first", "stop_at", "ballast", "fill_at", "free_at", "process", "port"):
+    for name in ("first", "stop_at", "ballast", "fill_at", "free_at", "process"):
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--address", default="")
     parser.add_argument("--fill", default="")
     parser.add_argument("--skip_damaged", action="store_true")
     given = vars(parser.parse_args())
     jax.config.update("jax_num_cpu_devices", given.pop("devices"))
-    processes, process, port = (given.pop(name) for name in ("processes", "process", "port"))
+    processes, process, address = (given.pop(n) for n in ("processes", "process", "address"))
     if processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+        jax.distributed.initialize(address, processes, process)
     given["mesh"] = tuple(int(size) for size in given["mesh"].split(","))
     run_toy(given.pop("workdir"), **given)
 

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,10 +24,10 @@ from ar_jax.io.run_checkpoints import Checkpoints
 from ar_jax.io.run_info import record_run
 from ar_jax.parallel.distributed import connect
 from ar_jax.train.run import train_and_evaluate
+from tests.local_processes import free_address, start_modules
 from tests.smoke_runs import SYSTEMS, smoke_config
 from tests.toy_training import toy_config, toy_train
 
-ROOT = Path(__file__).resolve().parent.parent
 TOY, ENDLESS = "toy", 1_000_000
 # System -> its layout, whose -1 takes the devices there are: both systems together split batch,
 # parameters and single products over the processes.
@@ -103,25 +100,12 @@ class Job:
 
     def __enter__(self) -> Job:
         self.folder.mkdir(parents=True, exist_ok=True)  # or goes on
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        command = [sys.executable, "-m", "tests.process_run", str(self.folder), *self.systems]
-        command += [f"--devices={self.devices}", f"--processes={self.processes}"]
-        command += [f"--address={address}", f"--heartbeat={self.heartbeat}"]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # three times as fast to compile
-        for index in range(self.processes):
-            with self.log_path(index).open("w") as log:
-                self.started.append(
-                    subprocess.Popen(
-                        [*command, f"--process={index}"],
-                        cwd=ROOT,
-                        env=environment,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
+        arguments = [str(self.folder), *self.systems, f"--devices={self.devices}"]
+        arguments += [f"--processes={self.processes}", f"--address={free_address()}"]
+        arguments += [f"--heartbeat={self.heartbeat}"]
+        self.started.extend(
+            start_modules("tests.process_run", arguments, self.processes, self.folder, quick=True)
+        )
         return self
 
     def __exit__(self, *unused: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,8 +14,9 @@ import pytest
 
 from ar_jax.compilation.axes import replica_groups
 from ar_jax.compilation.chips import CHIPS, find_chip
-from ar_jax.compilation.estimate import estimate, visible_share
+from ar_jax.compilation.estimate import LEFT_OUT, estimate, left_out, visible_share
 from ar_jax.compilation.hlo import Collective, shape_bytes, total
+from tests.tpu_compiler import NEEDS_COMPILER
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,6 +73,14 @@ def test_cycles_count_nested_loops_and_the_dearest_branch():
     assert total(PROGRAM).cycles == 3 * (5 * 7 + 100) + 50
 
 
+def test_a_loop_that_ends_by_its_data_counts_once_and_is_said():
+    known = ', backend_config={"known_trip_count":{"n":"3"}}'
+    totals = total(PROGRAM.replace(known, ""))
+    assert (totals.cycles, totals.unknown_loops) == (5 * 7 + 100 + 50, 1)
+    assert left_out(totals) == f"{LEFT_OUT}; all turns but one of 1 loops that end by their data"
+    assert left_out(total(PROGRAM)) == LEFT_OUT
+
+
 def test_collectives_are_found_in_loops_and_fusions():
     assert total(PROGRAM).collectives == [
         Collective("all-reduce", 15, 128, 2, True, False, ((0, 1), (2, 3), (4, 5), (6, 7))),
@@ -112,6 +120,8 @@ def test_estimate_adds_kernels_by_bytes_or_products():
     wide = dataclasses.replace(chip, bandwidth=1e15)
     computed = estimate(total(attention), wide, visible=0.5)["kernels"]
     assert np.isclose(computed, 15 * flops / (197e12 / 2))  # heads of 64 fill half of the MXU
+    larger = dataclasses.replace(wide, mxu=256)
+    assert np.isclose(estimate(total(attention), larger, visible=0.5)["kernels"], 2 * computed)
 
 
 def test_share_of_visible_blocks():
@@ -125,10 +135,7 @@ def test_unknown_topologies_are_named(topology):
         find_chip(topology)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs the TPU compiler: pip install 'ar_jax[ahead]'",
-)
+@NEEDS_COMPILER
 def test_a_train_step_compiles_for_a_topology(tmp_path):
     command = [sys.executable, "experiments/compile_ahead.py", "--topology=v5e:2x4"]
     command += ["--config=configs/fashion_mnist/var.py:smoke", f"--out={tmp_path}/report.json"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,16 +18,18 @@ from ar_jax.compilation.axes import axis_groups, mesh_axes, replica_groups
 from ar_jax.compilation.chips import CHIPS
 from ar_jax.compilation.estimate import model_flops, rooflines
 from ar_jax.compilation.hlo import total
-from ar_jax.compilation.overflow import DoesNotFit, largest_arrays, read_overflow, read_size
+from ar_jax.compilation.overflow import (
+    DoesNotFit,
+    advise,
+    largest_arrays,
+    read_overflow,
+    read_size,
+)
 from ar_jax.compilation.report import summarise_collectives, summary
+from tests.tpu_compiler import NEEDS_COMPILER
 
 ROOT = Path(__file__).resolve().parent.parent
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
-
-NEEDS_COMPILER = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs the TPU compiler: pip install 'ar_jax[ahead]'",
-)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ Largest program allocations in hbm:
 
 
 def test_overflow_names_the_largest_buffers():
-    verdict = read_overflow(PLACED)
+    verdict = read_overflow(PLACED, advise("none", {"data": 1}))
     assert verdict and not verdict["fits"] and not verdict["whole"]
     assert verdict["needed"] == 20 * 2**30 and verdict["capacity"] == round(15.75 * 2**30)
     assert [(b["bytes"], b["shape"], b["operation"]) for b in verdict["buffers"]] == [
@@ -172,7 +173,7 @@ LOWERED = """
 
 
 def test_overflow_without_buffers_names_the_programs_arrays():
-    verdict = read_overflow(UNPLACED, LOWERED)
+    verdict = read_overflow(UNPLACED, [], LOWERED)
     assert verdict and verdict["whole"] and verdict["of"] == "temporaries"
     assert verdict["needed"] == round(397.47 * 2**30)
     assert [(b["bytes"], b["shape"], b["operation"]) for b in verdict["buffers"]] == [
@@ -182,8 +183,15 @@ def test_overflow_without_buffers_names_the_programs_arrays():
     assert largest_arrays("") == [] and "before division" in str(DoesNotFit(verdict))
 
 
+def test_nothing_is_advised_that_is_so_already():
+    smaller, remat, split = advise("none", {"data": 2})
+    assert advise("block", {"data": 2}) == [smaller, split]
+    assert advise("dots", {"data": 1}) == [smaller, remat]
+    assert advise("block", {"data": 1}) == [smaller]
+
+
 def test_other_errors_are_no_overflow():
-    assert read_overflow("INTERNAL: Mosaic failed to compile") is None
+    assert read_overflow("INTERNAL: Mosaic failed to compile", []) is None
 
 
 def test_flops_by_formula():

@@ -88,9 +88,10 @@ PLACES = dict(NAME="tpu", ZONE="zone", CLUSTER="c", PROJECT="p", WORKLOAD="w", T
     ("script", "program", "expected"),
     [
         ("tpu_vm.sh", "gcloud", "experiments/train.py --config=a\\ b"),
+        ("tpu_vm.sh", "gcloud", "--worker=0"),
         ("tpu_pod.sh", "gcloud", "--worker=all"),
         ("tpu_pod.sh", "gcloud", "experiments/train.py --distributed --config=a\\ b"),
-        ("xpk.sh", "xpk", "--num-slices=2"),
+        ("xpk.sh", "xpk", "--num-slices=1"),
         ("xpk.sh", "xpk", "experiments/train.py --distributed --config=a\\ b"),
     ],
 )
@@ -99,7 +100,7 @@ def test_scripts_say_what_runs_where(tmp_path, script, program, expected):
     stub = tmp_path / program
     stub.write_text(STUB)
     stub.chmod(0o755)
-    variables = dict(os.environ, REPOSITORY="https://example.org/r", SLICES="2", **PLACES)
+    variables = dict(os.environ, REPOSITORY="https://example.org/r", **PLACES)
     variables["PATH"] = f"{tmp_path}:{variables['PATH']}"
     done = subprocess.run(
         [str(LAUNCH / script), "--config=a b"],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import subprocess
 import sys
 from typing import Any
@@ -20,6 +18,7 @@ from ar_jax.nn import splash
 from ar_jax.nn.splash import attend_all, block_size, padded_mask
 from ar_jax.parallel.mesh import make_mesh, use_mesh
 from tests.toy_systems import toy_codes, toy_config, toy_labels, toy_params, toy_system
+from tests.tpu_compiler import NEEDS_COMPILER
 
 BATCH, HEADS, WIDTH = 2, 2, 16
 STEPS = {
@@ -135,6 +134,8 @@ def test_dropout_of_attention_weights_is_refused_when_built():
 
 
 COMPILE = """
+from ar_jax.compilation.chips import prepare_environment
+prepare_environment("v5e:4x4")
 import jax
 jax.config.update("jax_platforms", "cpu")
 import jax.numpy as jnp
@@ -159,26 +160,13 @@ print(compiled.as_text())
 """
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs the TPU compiler: pip install 'ar_jax[ahead]'",
-)
+@NEEDS_COMPILER
 @pytest.mark.parametrize(("rows", "width"), [(680, 64), (256, 100)])
 def test_the_tpu_compiler_takes_the_kernel_in_both_passes(rows, width):
     """VAR's and LlamaGen-3B's rows and head widths, heads and samples divided; no scores in HBM."""
     script = COMPILE.replace("ROWS", str(rows)).replace("WIDTH", str(width))
-    variables = dict(
-        TPU_SKIP_MDS_QUERY="1",
-        TPU_ACCELERATOR_TYPE="v5litepod-16",
-        TPU_WORKER_HOSTNAMES="localhost",
-        TPU_WORKER_ID="0",
-    )
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=dict(os.environ, **variables),
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count('custom_call_target="tpu_custom_call"') == 3  # out, dq, dk and dv

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import jax
 import pytest
 
 from ar_jax.parallel.distributed import check_addresses, check_waits, connect
+from tests.local_processes import free_address
 
 SCRIPT = """
 import logging, sys
@@ -38,17 +38,11 @@ def start(
     )
 
 
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 def test_two_processes_join_without_a_hint():
     address = free_address()
     jobs = [start(address, process, hint_after=60, timeout=120) for process in range(2)]
-    for job in jobs:
-        out, err = job.communicate(timeout=60)
+    ended = [job.communicate(timeout=60) for job in jobs]  # none is left where one is wrong
+    for job, (out, err) in zip(jobs, ended, strict=True):
         assert job.returncode == 0, err[-2000:]
         assert out.splitlines()[-1] == "sum 3"
         assert "still waiting" not in err

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,9 +15,9 @@ import pytest
 
 from ar_jax.io.checkpoint import list_steps, load_params
 from ar_jax.io.metrics import JSONL, read_jsonl
+from tests.local_processes import free_address, start_module, start_modules
 from tests.toy_training import ToyObjective, toy_config, toy_train
 
-ROOT = Path(__file__).resolve().parent.parent
 MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
 
 
@@ -52,12 +49,7 @@ def uninterrupted(tmp_path_factory) -> Path:
 
 def start(workdir: Path, delay: float = 0.0) -> subprocess.Popen:
     """The toy's training in a process of its own; ``delay`` seconds a batch row."""
-    command = [sys.executable, "-m", "tests.toy_training", str(workdir), f"--delay={delay}"]
-    # The parent's caches of compiled programs must not matter.
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    return start_module("tests.toy_training", [str(workdir), f"--delay={delay}"])
 
 
 def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
@@ -107,25 +99,9 @@ def test_killed_and_stopped_runs_go_on_exactly(uninterrupted, tmp_path):
 
 
 def start_pair(workdir: Path, logs: Path, delay: float) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.toy_training", str(workdir), "--processes=2"]
-    command += ["--devices=4", f"--port={port}", f"--delay={delay}"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    pair = []
-    for index in range(2):
-        with (logs / f"{index}.log").open("w") as log:
-            pair.append(
-                subprocess.Popen(
-                    [*command, f"--process={index}"],
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    return pair
+    arguments = [str(workdir), "--processes=2", "--devices=4"]
+    arguments += [f"--address={free_address()}", f"--delay={delay}"]
+    return start_modules("tests.toy_training", arguments, 2, logs)
 
 
 def test_two_processes_stop_together_and_go_on_as_one(uninterrupted, tmp_path):

@@ -175,6 +175,10 @@ def test_unknown_and_missing_sections_are_named(tmp_path):
     config.optimiser = config.optimizer
     with pytest.raises(ValueError, match="config.optimiser is no section; .*optimizer"):
         train_and_evaluate(config, tmp_path / "run")
+    config = tiny_tokenizer()
+    config.attention = "splash"  # a tokenizer's convolutions read no such field
+    with pytest.raises(ValueError, match="config.attention is no section"):
+        train_and_evaluate(config, tmp_path / "run")
     config = tiny_generator("x")
     del config.sampling
     with pytest.raises(ValueError, match="config.sampling is missing"):

@@ -217,14 +217,12 @@ if __name__ == "__main__":
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--address", default="")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", arguments.devices)
     if arguments.processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(
-            f"127.0.0.1:{arguments.port}", arguments.processes, arguments.process
-        )
+        jax.distributed.initialize(arguments.address, arguments.processes, arguments.process)
     toy_train(
         toy_config(mesh__data=2, mesh__fsdp=2, mesh__tensor=2),
         arguments.workdir,

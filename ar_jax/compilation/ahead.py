@@ -18,13 +18,12 @@ from ar_jax.compilation import estimate as figures
 from ar_jax.compilation.axes import mesh_axes
 from ar_jax.compilation.chips import Chip, find_chip
 from ar_jax.compilation.hlo import total
-from ar_jax.compilation.overflow import DoesNotFit, read_overflow
+from ar_jax.compilation.overflow import DoesNotFit, advise, read_overflow
 from ar_jax.objectives.likelihood import init_tokenizer
-from ar_jax.parallel.mesh import batch_sharding, check_batch, make_mesh, replicated, use_mesh
+from ar_jax.parallel.mesh import batch_sharding, replicated, use_mesh
 from ar_jax.parallel.rules import shardings
 from ar_jax.sampling.loop import image_keys
-from ar_jax.train.fields import EmaFields, TrainFields, call_with, matmul_precision
-from ar_jax.train.optimizer import build_optimizer
+from ar_jax.train.fields import Settings, read_settings
 from ar_jax.train.program import build_program
 
 INPUTS = ("codes", "images")
@@ -32,13 +31,12 @@ INPUTS = ("codes", "images")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is compiled, and for what: a topology, its chip and mesh, the checked configuration."""
+    """What is compiled, and for what: a topology and its chip, the checked configuration."""
 
     topology: str
     chip: Chip
-    mesh: Mesh
     config: ml_collections.ConfigDict
-    fields: TrainFields
+    settings: Settings
     objective: Any
 
 
@@ -65,16 +63,14 @@ def prepare(
             "other backbones have no FLOPs formula here"
         )
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    mesh = call_with(make_mesh, config["mesh"], "mesh", devices=devices)
-    fields = call_with(TrainFields, config["train"], "train")
-    check_batch(mesh, batch_size=fields.batch_size, accumulation=fields.accumulation)
+    settings = read_settings(config, devices)
     if config.get("attention", "auto") == "auto":  # what a TPU would choose
         dropout = config.backbone.get("attention_dropout", 0.0)
         config.attention = "xla" if dropout else "splash"
     objective: Any = build_objective(config)
     assert isinstance(objective.system.backbone, Decoder)
     return Target(
-        topology=topology, chip=chip, mesh=mesh, config=config, fields=fields, objective=objective
+        topology=topology, chip=chip, config=config, settings=settings, objective=objective
     )
 
 
@@ -105,19 +101,20 @@ def compile_train_step(
     if inputs not in INPUTS:
         raise ValueError(f"--inputs={inputs!r} is none of {INPUTS}")
     target = prepare(config, topology, batch_size)
-    config, fields, system = target.config, target.fields, target.objective.system
+    settings, system = target.settings, target.objective.system
     program = build_program(
         target.objective,
-        call_with(build_optimizer, config["optimizer"], "optimizer", steps=fields.steps),
-        target.mesh,
-        seed=config["seed"],
-        accumulation=fields.accumulation,
-        ema_decay=call_with(EmaFields, config["ema"], "ema").decay,
+        settings.optimizer,
+        settings.mesh,
+        seed=settings.seed,
+        accumulation=settings.train.accumulation,
+        ema_decay=settings.ema.decay,
+        ema_warmup=settings.ema.warmup,
         place=lambda key, whole: jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
     )
     tokenizer = jax.eval_shape(lambda key: init_tokenizer(system, key), jax.random.key(0))
-    frozen = _placed({"tokenizer": tokenizer}, target.mesh)
-    rows = fields.batch_size
+    frozen = _placed({"tokenizer": tokenizer}, settings.mesh)
+    rows = settings.train.batch_size
     batch = jax.eval_shape(lambda: dict(system.backbone.conditioner.empty(rows)))
     if inputs == "codes":
         batch["codes"] = jax.ShapeDtypeStruct((rows, system.schedule.length), jnp.int32)
@@ -127,7 +124,7 @@ def compile_train_step(
     step: Any = program.train_step
     params = program.abstract.params
     compiled = _compile(target, lambda: step.lower(program.abstract, frozen, batch, program.key))
-    report = {"program": "train", "inputs": inputs, "attention": config.attention}
+    report = {"program": "train", "inputs": inputs, "attention": target.config.attention}
     return report | _report(target, compiled, params, passes=3)
 
 
@@ -143,7 +140,8 @@ def compile_sampler(
         As `compile_train_step`, which also says what the arguments are and what is raised.
     """
     target = prepare(config, topology, batch_size)
-    system, mesh, rows = target.objective.system, target.mesh, target.fields.batch_size
+    system, mesh = target.objective.system, target.settings.mesh
+    rows = target.settings.train.batch_size
     knobs, guidance = build_sampling(target.config)
     made: list[Any] = []
 
@@ -196,20 +194,23 @@ def _on_mesh(tree: Any, mesh: Mesh) -> Any:
 
 
 def _compile(target: Target, lower: Any) -> Any:
-    with use_mesh(target.mesh), jax.default_matmul_precision(matmul_precision(target.config)):
+    settings = target.settings
+    with use_mesh(settings.mesh), jax.default_matmul_precision(settings.precision):
         lowered = lower()
         try:
             return lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            verdict = read_overflow(str(error), lowered.as_text())
+            advice = advise(target.objective.system.backbone.remat, dict(settings.mesh.shape))
+            verdict = read_overflow(str(error), advice, lowered.as_text())
             if verdict is None:
                 raise
             raise DoesNotFit(verdict) from error
 
 
 def _report(target: Target, compiled: Any, params: Any, *, passes: int) -> dict[str, Any]:
-    chip, mesh, system = target.chip, target.mesh, target.objective.system
-    rows, devices = target.fields.batch_size, target.mesh.size
+    chip, system = target.chip, target.objective.system
+    mesh, rows = target.settings.mesh, target.settings.train.batch_size
+    devices = mesh.size
     memory = _memory(compiled, chip)
     flops = figures.model_flops(params, system, rows, passes=passes)
     totals = total(compiled.as_text())
@@ -235,7 +236,7 @@ def _report(target: Target, compiled: Any, params: Any, *, passes: int) -> dict[
         "model_flops_rule": figures.FLOPS_RULE,
         "seconds": seconds,
         "method": figures.METHOD,
-        "left_out": figures.LEFT_OUT,
+        "left_out": figures.left_out(totals),
         "mfu": flops / (devices * chip.peak * seconds["total"]),
         "rooflines": figures.rooflines(flops, memory, chip, devices),
         "collectives": collectives,

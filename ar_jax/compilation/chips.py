@@ -16,6 +16,7 @@ class Chip:
         peak: bfloat16 FLOPs a second.
         capacity: bytes of HBM.
         bandwidth: bytes a second between HBM and the chip.
+        mxu: rows and columns of a matrix unit.
     """
 
     accelerator: str
@@ -23,18 +24,34 @@ class Chip:
     peak: float
     capacity: int
     bandwidth: float
+    mxu: int
 
 
 # Published peaks and sizes; the clocks follow from the peaks and the number of MXUs (our reading).
 CHIPS = {
     "v5e": Chip(
-        accelerator="v5litepod", clock=1.5e9, peak=197e12, capacity=16 * 2**30, bandwidth=819e9
+        accelerator="v5litepod",
+        clock=1.5e9,
+        peak=197e12,
+        capacity=16 * 2**30,
+        bandwidth=819e9,
+        mxu=128,
     ),
     "v5p": Chip(
-        accelerator="v5p", clock=1.75e9, peak=459e12, capacity=95 * 2**30, bandwidth=2765e9
+        accelerator="v5p",
+        clock=1.75e9,
+        peak=459e12,
+        capacity=95 * 2**30,
+        bandwidth=2765e9,
+        mxu=128,
     ),
     "v6e": Chip(
-        accelerator="v6e", clock=1.75e9, peak=918e12, capacity=32 * 2**30, bandwidth=1640e9
+        accelerator="v6e",
+        clock=1.75e9,
+        peak=918e12,
+        capacity=32 * 2**30,
+        bandwidth=1640e9,
+        mxu=256,
     ),
 }
 

@@ -6,16 +6,14 @@ import math
 from typing import Any
 
 import jax
-import numpy as np
 
 from ar_jax.compilation.chips import Chip
 from ar_jax.compilation.hlo import Kernel, Totals, shape_bytes
-from ar_jax.nn.splash import block_size, padded_mask
+from ar_jax.nn.splash import block_size, padded_mask, visible_rows
 from ar_jax.parallel.rules import path_name
 
 # Matrix products of a splash kernel, each of 2 T T K FLOPs a head: what its name says it computes.
 PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
-LANES = 128  # of the MXU: a head narrower than this fills only a part of it
 
 METHOD = (
     "sum of the compiler's estimated_cycles of every executed instruction, times the trip counts "
@@ -33,13 +31,20 @@ FLOPS_RULE = (
 )
 
 
+def left_out(totals: Totals) -> str:
+    """What is not in the seconds of a program, in words."""
+    if not totals.unknown_loops:
+        return LEFT_OUT
+    return f"{LEFT_OUT}; all turns but one of {totals.unknown_loops} loops that end by their data"
+
+
 def estimate(totals: Totals, chip: Chip, visible: float) -> dict[str, float]:
     """Seconds of one run on one device.
 
     'compiler' is the sum of the compiler's estimated cycles over the chip's clock; 'kernels' what
     custom kernels, of which it estimates none, take at least: each the larger of its bytes over the
     bandwidth and, for attention, its FLOPs over the peak at the part of the MXU that a head's
-    width fills. For what is not in it see `LEFT_OUT`.
+    width fills. For what is not in it see `left_out`.
 
     Args:
         visible: share of the attention's blocks that are computed.
@@ -58,7 +63,7 @@ def _kernel_seconds(kernel: Kernel, chip: Chip, visible: float) -> float:
         return by_bytes
     batch, count, rows, width = heads[0]
     flops = products * 2 * batch * count * rows * rows * width * visible
-    return max(by_bytes, flops / (chip.peak * min(1.0, width / LANES)))
+    return max(by_bytes, flops / (chip.peak * min(1.0, width / chip.mxu)))
 
 
 def visible_share(steps: tuple[int, ...]) -> float:
@@ -85,8 +90,7 @@ def model_flops(params: Any, system: Any, batch: int, *, passes: int = 3) -> flo
         if name.endswith("kernel"):
             rows = 1 if "modulation" in name else backbone.rows
             flops += 2.0 * math.prod(leaf.shape) * batch * rows
-    order = np.asarray(backbone.row_steps)
-    pairs = int((order[None, :] <= order[:, None]).sum())
+    pairs = int(visible_rows(backbone.row_steps).sum())
     return passes * (flops + 4.0 * batch * backbone.depth * backbone.width * pairs)
 
 

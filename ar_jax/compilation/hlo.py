@@ -71,9 +71,14 @@ class Kernel:
 
 @dataclasses.dataclass
 class Totals:
-    """What one run of the program does on one device."""
+    """What one run of the program does on one device.
+
+    Attributes:
+        unknown_loops: loops without a trip count in the text, of which one turn is counted.
+    """
 
     cycles: int = 0
+    unknown_loops: int = 0
     collectives: list[Collective] = dataclasses.field(default_factory=list)
     kernels: list[Kernel] = dataclasses.field(default_factory=list)
 
@@ -161,7 +166,8 @@ def _visit(
             condition = instruction.attribute(r"condition=%([\w.\-]+)")
             assert body and condition
             trips = _trips(instruction, computations[condition])
-            _visit(computations, body, times * trips, True, totals)
+            totals.unknown_loops += trips is None
+            _visit(computations, body, times * (trips or 1), True, totals)
         elif instruction.opcode == "call":
             called = instruction.attribute(r"to_apply=%([\w.\-]+)")
             if called in computations:
@@ -190,18 +196,22 @@ def _dearest(
 
 def _add(totals: Totals, more: Totals) -> None:
     totals.cycles += more.cycles
+    totals.unknown_loops += more.unknown_loops
     totals.collectives += more.collectives
     totals.kernels += more.kernels
 
 
-def _trips(loop: Instruction, condition: list[Instruction]) -> int:
-    """Trip count: what the compiler knows, or the constant that the condition compares with."""
+def _trips(loop: Instruction, condition: list[Instruction]) -> int | None:
+    """Trip count: what the compiler knows, or the constant that the condition compares with.
+
+    None where it depends on the data.
+    """
     known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"\}')
     if known:
         return int(known)
     constants = [i.attribute(r"constant\((\d+)\)") for i in condition if i.opcode == "constant"]
     numbers = [int(value) for value in constants if value]
-    return max(numbers, default=1)
+    return max(numbers, default=None)
 
 
 def _note_fused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 ITEM_BITS = {"i1": 8, "bf16": 16}  # others end in their number of bits
@@ -15,12 +16,6 @@ FORMS = (
     r"Used (?P<needed>[\d.]+\w?) of (?P<capacity>[\d.]+\w?) hbm",
     r"required for (?:HLO )?(?P<of>[\w ]+?) \((?P<needed>[\d.]+\w?)\) exceeds available HBM "
     r"\((?P<capacity>[\d.]+\w?)\)",
-)
-
-ADVICE = (
-    "lower --batch_size (config.train.batch_size), or raise config.train.accumulation",
-    "rematerialise the blocks: config.backbone.remat='block'",
-    "split parameters and optimizer state: config.mesh.data=1 and config.mesh.fsdp=-1",
 )
 
 
@@ -79,10 +74,23 @@ def largest_arrays(text: str, count: int = 3) -> list[Buffer]:
     return sorted(found.values(), key=lambda buffer: -buffer.bytes)[:count]
 
 
-def read_overflow(message: str, lowered: str = "") -> dict[str, Any] | None:
+def advise(remat: str, mesh: Mapping[str, int]) -> list[str]:
+    """What to change, of that which is not so already: ``remat`` and axis sizes of the program."""
+    advice = ["lower --batch_size (config.train.batch_size), or raise config.train.accumulation"]
+    if remat != "block":
+        advice.append("rematerialise the blocks: config.backbone.remat='block'")
+    if mesh["data"] > 1:
+        advice.append(
+            "split parameters and optimizer state: config.mesh.data=1 and config.mesh.fsdp=-1"
+        )
+    return advice
+
+
+def read_overflow(message: str, advice: list[str], lowered: str = "") -> dict[str, Any] | None:
     """The verdict that a compiler's error amounts to; None if it is of another kind.
 
     Args:
+        advice: see `advise`.
         lowered: the program's StableHLO, for a message that names no buffers.
 
     Returns:
@@ -103,7 +111,7 @@ def read_overflow(message: str, lowered: str = "") -> dict[str, Any] | None:
         "of": said.get("of", "program"),
         "buffers": [dataclasses.asdict(buffer) for buffer in named or largest_arrays(lowered)],
         "whole": not named,
-        "advice": list(ADVICE),
+        "advice": advice,
     }
 
 

@@ -28,7 +28,7 @@ ENVIRONMENT = "environment.jsonl"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 # Fields that change neither the parameters nor the data of a run: a restart may change them.
-# Workers and mesh are among them because a run may move to other machines.
+# Attention, workers and mesh are among them because a run may move to other machines.
 MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
@@ -43,6 +43,7 @@ MAY_CHANGE = (
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
+    "attention",
 )
 
 

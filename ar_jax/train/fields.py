@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import jax
 from jax.sharding import Mesh
 
 from ar_jax.field_types import check_types
@@ -110,8 +111,13 @@ class Settings:
     seed: int
 
 
-def read_settings(config: Mapping[str, Any]) -> Settings:
+def read_settings(
+    config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None
+) -> Settings:
     """Settings of the sections train, optimizer, ema and mesh, and of seed and precision.
+
+    Args:
+        devices: of the mesh; None: all there are.
 
     Raises:
         ValueError: names the field, its value and what would be right.
@@ -123,7 +129,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
             "config.train.wandb=True needs the package wandb: pip install 'ar_jax[wandb]', or set "
             "config.train.wandb=False"
         )
-    mesh = call_with(make_mesh, config["mesh"], "mesh", devices=None)
+    mesh = call_with(make_mesh, config["mesh"], "mesh", devices=devices)
     check_batch(mesh, batch_size=fields.batch_size, accumulation=fields.accumulation)
     return Settings(
         train=fields,

@@ -32,7 +32,8 @@ from ar_jax.train.start_from import read_init_from
 
 SECTIONS: tuple[str, ...] = ("seed", "dtype", "precision", "data", "tokenizer", "objective")
 SECTIONS += ("train", "optimizer", "ema", "mesh")
-OPTIONAL = ("init_from", "attention")
+OPTIONAL: tuple[str, ...] = ("init_from",)
+GENERATOR_OPTIONAL = ("attention",)
 GENERATOR_SECTIONS = ("tokenizer_checkpoint", "schedule", "backbone", "head", "sampling")
 
 
@@ -85,10 +86,12 @@ def check_sections(config: Any) -> None:
     """Raises ValueError that names a section of the configuration that is unknown or missing."""
     if "objective" not in config:
         raise ValueError("config.objective is missing")
-    wanted = SECTIONS if trains_tokenizer(config) else SECTIONS + GENERATOR_SECTIONS
+    wanted, optional = SECTIONS, OPTIONAL
+    if not trains_tokenizer(config):
+        wanted, optional = wanted + GENERATOR_SECTIONS, optional + GENERATOR_OPTIONAL
     for name in config:
-        if name not in wanted + OPTIONAL:
-            known = ", ".join(wanted + OPTIONAL)
+        if name not in wanted + optional:
+            known = ", ".join(wanted + optional)
             raise ValueError(f"config.{name} is no section; a config has {known}")
     for name in wanted:
         if name not in config:

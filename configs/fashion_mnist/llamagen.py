@@ -3,9 +3,9 @@
     python experiments/train.py --config=configs/fashion_mnist/llamagen.py --workdir=runs/llamagen \
         --config.tokenizer_checkpoint=runs/tokenizer_vq
 
-Arguments (``--config=...py:ARG``): none, about 40 minutes on 2 CPU cores; ``demo``, about three and
-a half; ``smoke``, seconds. Each needs the tokenizer of the same argument. With cached codes
-(experiments/cache_codes.py) add ``--config.data.source=codes:DIR``.
+Arguments (``--config=...py:ARG``): none, about 45 minutes of one CPU core; ``demo``, about three
+and a half of two; ``smoke``, seconds. Each needs the tokenizer of the same argument. With cached
+codes (experiments/cache_codes.py) add ``--config.data.source=codes:DIR``.
 """
 
 import ml_collections

@@ -3,8 +3,8 @@
     python experiments/train.py --config=configs/fashion_mnist/tokenizer_vq.py \
         --workdir=runs/tokenizer_vq
 
-Arguments (``--config=...py:ARG``): none, about 20 minutes on 2 CPU cores; ``demo``, about two and a
-half; ``smoke``, seconds.
+Arguments (``--config=...py:ARG``): none, about 50 minutes of one CPU core; ``demo``, about two and
+a half of two; ``smoke``, seconds.
 """
 
 import ml_collections

@@ -17,7 +17,7 @@ fi
 # Quoted once more for the shell on the host.
 arguments=$(printf '%q ' "$@")
 repository=$(printf '%q' "${REPOSITORY:-$(git -C "$(dirname "$0")" remote get-url origin)}")
-gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --command="
+gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker="${WORKER:-0}" --command="
   set -e
   [ -d ar_jax ] || git clone $repository ar_jax
   cd ar_jax
