@@ -1,13 +1,21 @@
-"""Test session set-up: eight virtual CPU devices, strict broadcasting, parsed flags."""
+"""Test session set-up: eight virtual CPU devices, strict broadcasting, a compilation cache, parsed flags."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 # Before jax is imported; set in the environment so that scripts started by tests inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile the same programs again and again: runs that are resumed, scripts after one another.
+# One folder for all workers and what they start, gone with the session that made it.
+MADE_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if MADE_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import pytest
@@ -25,6 +33,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Modules that define absl flags are imported by tests without app.run.
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_unconfigure() -> None:
+    if MADE_CACHE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,15 @@ import logging
 import os
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from ar_jax.io.checkpoint import list_steps
 from ar_jax.train.loop import train
 from tests.local_processes import free_address, start_module, start_modules
 from tests.toy_training import ToyObjective, toy_config, toy_data, toy_eval
@@ -41,22 +44,52 @@ class HeavyObjective(ToyObjective):
         return params, dict(stats) | fresh
 
 
-class Events:
-    """Evaluation batches; what is to happen after step N happens when they are asked for then."""
+class FailedSave(logging.Handler):
+    """Its event ``seen`` is set once a save was reported as failed."""
 
-    def __init__(self, first: int, stop_at: int, fill: str, fill_at: int, free_at: int) -> None:
-        self._step, self._stop_at = first, stop_at
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("saving step"):
+            self.seen.set()
+
+
+class Events:
+    """Evaluation batches; what is to happen after step N happens when they are asked for then.
+
+    Saves are written in the background. The disk is filled once all that are due are there, and
+    freed once one has failed: a save that is late would find another disk than it is meant to.
+    """
+
+    def __init__(
+        self, workdir: Path, first: int, stop_at: int, fill: str, fill_at: int, free_at: int
+    ) -> None:
+        self._workdir, self._step, self._stop_at = workdir, first, stop_at
         self._filler, self._fill_at, self._free_at = Path(fill), fill_at, free_at
+        self._failed = FailedSave()
+        logging.getLogger("ar_jax.io.run_checkpoints").addHandler(self._failed)
 
     def __iter__(self) -> Iterator[Any]:
         self._step += 1
         if self._step == self._fill_at:
+            wait_for_checkpoint(self._workdir, (self._step - 1) // EVERY * EVERY)
             fill_disk(self._filler)
         if self._step == self._free_at:
+            assert self._failed.seen.wait(timeout=60), "no save failed while the disk was full"
             self._filler.unlink()
         if self._step == self._stop_at - 1:  # it ends after the next one
             os.kill(os.getpid(), signal.SIGTERM)
         return iter(toy_eval(rows=16))
+
+
+def wait_for_checkpoint(workdir: Path, step: int) -> None:
+    """Returns once ``step`` is on disk."""
+    deadline = time.monotonic() + 60
+    while step not in list_steps(workdir):
+        assert time.monotonic() < deadline, f"step {step} was never saved"
+        time.sleep(0.02)
 
 
 def fill_disk(path: Path) -> None:
@@ -90,7 +123,7 @@ def run_toy(
     )
     config.train.skip_damaged_checkpoints = skip_damaged
     config.train.keep_checkpoints = 3
-    events = Events(first, stop_at, fill, fill_at, free_at)
+    events = Events(workdir, first, stop_at, fill, fill_at, free_at)
     return train(config, HeavyObjective(ballast=ballast), {}, workdir, toy_data(config), events)
 
 
