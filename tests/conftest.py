@@ -1,4 +1,4 @@
-"""Test session set-up: eight virtual CPU devices, strict broadcasting, a compilation cache, parsed flags."""
+"""Test session set-up: eight virtual CPU devices, strict broadcasting, kept programs, flags."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from pathlib import Path
 
 # Before jax is imported; set in the environment so that scripts started by tests inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile the same programs again and again: runs that are resumed, scripts after one another.
-# One folder for all workers and what they start, gone with the session that made it.
-MADE_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
-if MADE_CACHE:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
@@ -35,9 +30,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()
 
 
-def pytest_unconfigure() -> None:
-    if MADE_CACHE:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """One folder of compiled programs for all workers and the scripts they start.
+
+    Tests compile the same ones again and again: runs that are resumed, scripts after one another.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else it is a worker's, or the user's
+        folder = tempfile.mkdtemp(prefix="compiled-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        jax.config.update("jax_compilation_cache_dir", folder)
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")
