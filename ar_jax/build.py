@@ -20,6 +20,7 @@ from ar_jax.consistency import (
     check_latents,
     check_levels,
     check_objective,
+    check_self_correction,
     check_system,
     check_tokenizer_objective,
 )
@@ -178,6 +179,8 @@ def build_objective(config: Config) -> Objective:
     check_objective(config["objective"]["name"], system.backbone)
     built: Any = _call(objective, section, "objective", system=system)
     check_label_dropout(built.label_dropout, system.backbone)
+    if isinstance(built, Likelihood):
+        check_self_correction(built.self_correction, system.tokenizer)
     return built
 
 

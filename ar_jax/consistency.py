@@ -78,6 +78,16 @@ def check_label_dropout(label_dropout: float, backbone: AnyBackbone) -> None:
         )
 
 
+def check_self_correction(self_correction: float, tokenizer: AnyTokenizer) -> None:
+    """config.objective.self_correction has finer scales that can make up for wrong draws."""
+    if self_correction and not isinstance(tokenizer.quantizer, MultiScaleQuantizer):
+        raise ValueError(
+            f"objective.self_correction is {self_correction}, but config.tokenizer codes no "
+            "residuals over scales, so that no later code can correct one: set it to 0, or "
+            "tokenizer.name to 'multiscale_vq'"
+        )
+
+
 def check_encoder_decoder(backbone: EncoderDecoder, tokenizer: KLTokenizer) -> None:
     """config.backbone of name 'encoder_decoder'."""
     for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):

@@ -78,6 +78,12 @@ CASES: list[tuple[str, str, Any, list[str]]] = [
         2.0,
         ["sampling.guidance.weight", "2.0", "'scale'"],
     ),
+    (
+        "raster",
+        "objective.self_correction",
+        0.5,
+        ["objective.self_correction", "0.5", "'multiscale_vq'"],
+    ),
     # Fields that a config may not set, because something else decides them.
     ("raster", "tokenizer.grid", (4, 4), ["tokenizer.grid", "(4, 4)"]),
     ("raster", "backbone.parent", None, ["backbone.parent"]),

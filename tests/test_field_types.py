@@ -77,6 +77,12 @@ CASES: list[tuple[str, str, Any, list[str]]] = [
     ("raster", "sampling.guidance.scale", "2", ["sampling.guidance.scale='2'", "type float"]),
     # Ranges, which would train or sample something else without a word.
     ("raster", "objective.label_dropout", 1.5, ["objective.label_dropout is 1.5", "[0, 1]"]),
+    (
+        "next_scale",
+        "objective.self_correction",
+        1.5,
+        ["objective.self_correction is 1.5", "[0, 1]"],
+    ),
     ("raster", "objective.label_smoothing", -0.1, ["objective.label_smoothing is -0.1", "[0, 1]"]),
     ("raster", "sampling.guidance.power", -1.0, ["sampling.guidance.power is -1.0", ">= 0"]),
     # Sizes that failed in the first trace, with words of a library.

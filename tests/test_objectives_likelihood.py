@@ -87,6 +87,29 @@ def test_label_smoothing_is_for_training(generator):
     close(generator.loss(train=False, **fields)[0], nll)
 
 
+@pytest.mark.parametrize("generator", ["next_scale"], indirect=True)
+def test_self_correction_trains_on_what_the_model_drew(generator):
+    objective = dataclasses.replace(generator.objective, label_dropout=0.0, self_correction=0.8)
+    system, codes = objective.system, generator.batch["codes"]
+    log_p = log_probabilities(generator)
+    keys = jax.random.split(jax.random.split(KEY, 5)[4], 3)
+    share = 0.8 * jax.random.uniform(keys[0], (BATCH, 1))
+    wrong = jax.random.bernoulli(keys[1], share, codes.shape)
+    drawn = jnp.argmax(log_p + jax.random.gumbel(keys[2], log_p.shape), axis=-1).astype(jnp.int32)
+    tokenizer = generator.frozen["tokenizer"]
+    right, contexts = apply(system.tokenizer, tokenizer, codes, drawn, wrong, method="correct")
+    assert (np.asarray(right) != np.asarray(codes)).mean() > 0.1
+    hidden, _ = apply(
+        system.backbone, generator.params["backbone"], contexts, {"label": generator.batch["label"]}
+    )
+    logits = apply(system.head, generator.params["head"], hidden)
+    nll = system.head.loss(logits, right).mean()
+    fields = dict(label_dropout=0.0, self_correction=0.8)
+    close(generator.loss(train=True, **fields)[0], nll)
+    assert abs(float(nll) - float(generator.loss(train=True, label_dropout=0.0)[0])) > 1e-3
+    close(generator.loss(train=False, **fields)[0], generator.loss(train=False)[0])
+
+
 def test_label_dropout_trains_the_null_condition(generator):
     conditioner = generator.objective.system.backbone.conditioner
     cond = {"label": generator.batch["label"]}

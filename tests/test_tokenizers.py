@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ar_jax.build import build_tokenizer
+from ar_jax.nn.resize import shrink
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer, phi_indices
 from ar_jax.tokenizers.tokenizer import to_float, to_uint8
 from tests.modules import apply, init
@@ -116,6 +117,40 @@ def test_residual_quantisation_in_numpy():
     np.testing.assert_allclose(quantized.commitment_loss, [codebook_loss / 2], rtol=1e-5)
     vectors = np.concatenate([pooled[None], residual.reshape(4, 3)])
     np.testing.assert_allclose(quantized.vectors[0], vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCALE_LISTS)
+def test_finer_scales_correct_wrong_draws(name):
+    """What is right after a wrong draw is what quantising the rest of the latent gives."""
+    grids = SCALE_LISTS[name]
+    quantizer = multiscale(grids, phis=0)
+    params = quantizer_params(quantizer)
+    features = jnp.asarray(RNG.standard_normal((4, *grids[-1], 3)), jnp.float32)
+    codes = apply(quantizer, params, features, method="quantize").codes
+    drawn = jnp.asarray(RNG.integers(0, 11, codes.shape), jnp.int32)
+    wrong = RNG.uniform(size=codes.shape) < 0.4
+    wrong[0] = False
+    right, contexts = apply(quantizer, params, codes, drawn, wrong, method="correct")
+    plain = apply(quantizer, params, codes, method="contexts")
+    np.testing.assert_array_equal(right[0], codes[0])
+    np.testing.assert_array_equal(contexts[0], plain[0])
+
+    used = jnp.where(wrong, drawn, right)
+    np.testing.assert_allclose(contexts, apply(quantizer, params, used, method="contexts"))
+    latent = apply(quantizer, params, codes, method="lookup")
+    start, spoilt = 0, np.zeros(4, bool)
+    for step, size in enumerate(quantizer.sizes):
+        part = slice(start, start + size)
+        f_hat = apply(quantizer, params, used, static=(step,), method="lookup")
+        rest = shrink(latent - f_hat, grids[step]).reshape(4, size, 1, 3)
+        nearest = np.square(np.asarray(rest) - np.asarray(params["codebook"])).sum(-1).argmin(-1)
+        np.testing.assert_array_equal(
+            right[:, part], np.where(spoilt[:, None], nearest, codes[:, part])
+        )
+        spoilt |= wrong[:, part].any(1)
+        start += size
+    if len(grids) > 1:
+        assert (np.asarray(right) != codes).any()
 
 
 # From the official code with four convolutions, by number of scales (VAR's case README, fact 9).

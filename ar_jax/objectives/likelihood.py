@@ -21,6 +21,9 @@ class Likelihood:
         system: the generator; its tokenizer is frozen.
         label_dropout: probability of training a sample on the null condition (for guidance).
         label_smoothing: e of the target (1 - e) one_hot + e / V; training only.
+        self_correction: of next-scale training, the largest share of codes that the model draws
+            itself, where finer scales learn to make up for what was drawn wrong; each sample's
+            share is uniform in [0, self_correction]. It costs one more forward pass. 0: none.
 
     Schedules of random orders permute the codes of training samples, more and more rarely if they
     anneal; evaluation keeps the schedule's own order. A batch may hold an ``order`` int32 [B, L],
@@ -34,10 +37,12 @@ class Likelihood:
     system: System
     label_dropout: float = 0.1
     label_smoothing: float = 0.0
+    self_correction: float = 0.0
 
     def __post_init__(self) -> None:
         check_share("label_dropout", self.label_dropout)
         check_share("label_smoothing", self.label_smoothing)
+        check_share("self_correction", self.self_correction)
 
     @property
     def tokens_per_image(self) -> int:
@@ -75,7 +80,7 @@ class Likelihood:
     ) -> tuple[Array, Aux]:
         """See `ar_jax.api.Objective`; ``frozen`` is ``{'tokenizer': ...}``."""
         system, mask = self.system, batch.get("mask")
-        drop_key, dropout_key, path_key, order_key = jax.random.split(key, 4)
+        drop_key, dropout_key, path_key, order_key, draw_key = jax.random.split(key, 5)
         codes = self._codes(frozen, batch)
         share = random_share(system.schedule, step)
         order = batch.get("order")
@@ -85,15 +90,11 @@ class Likelihood:
             codes = jnp.take_along_axis(codes, order, axis=1)
         context = system.tokenizer.apply({"params": frozen["tokenizer"]}, codes, method="contexts")
         cond = self._condition(batch, drop_key, train)
-        hidden, _ = system.backbone.apply(
-            {"params": params["backbone"]},
-            context,
-            cond,
-            order=order,
-            train=train,
-            rngs={"dropout": dropout_key, "drop_path": path_key} if train else None,
-        )
-        logits = system.head.apply({"params": params["head"]}, hidden)  # [B, L, V]
+        rngs = {"dropout": dropout_key, "drop_path": path_key} if train else None
+        if train and self.self_correction:
+            logits = jax.lax.stop_gradient(self._logits(params, context, cond, order, rngs))
+            codes, context = self._corrected(frozen, codes, logits, draw_key)
+        logits = self._logits(params, context, cond, order, rngs)  # [B, L, V]
         nll = system.head.loss(logits, codes)  # [B, L]
         loss = nll
         if train and self.label_smoothing:
@@ -121,6 +122,31 @@ class Likelihood:
         tokenizer = self.system.tokenizer
         codes = tokenizer.apply({"params": frozen["tokenizer"]}, images, method="encode")
         return jax.lax.stop_gradient(codes)
+
+    def _logits(
+        self, params: Params, context: Array, cond: Cond, order: Array | None, rngs: Any
+    ) -> Array:
+        """Teacher-forced logits float32 [B, L, V]; ``rngs`` None: not in training."""
+        hidden, _ = self.system.backbone.apply(
+            {"params": params["backbone"]},
+            context,
+            cond,
+            order=order,
+            train=rngs is not None,
+            rngs=rngs,
+        )
+        return self.system.head.apply({"params": params["head"]}, hidden)
+
+    def _corrected(
+        self, frozen: Params, codes: Array, logits: Array, key: Array
+    ) -> tuple[Array, Array]:
+        """(right codes [B, L], contexts) after some were drawn from logits [B, L, V]."""
+        share_key, choice_key, noise_key = jax.random.split(key, 3)
+        share = self.self_correction * jax.random.uniform(share_key, (len(codes), 1))
+        wrong = jax.random.bernoulli(choice_key, share, codes.shape)
+        drawn = self.system.head.draw(logits, jax.random.gumbel(noise_key, logits.shape))
+        tokenizer = {"params": frozen["tokenizer"]}
+        return self.system.tokenizer.apply(tokenizer, codes, drawn, wrong, method="correct")
 
     def _condition(self, batch: Batch, key: Array, train: bool) -> Cond:
         conditioner = self.system.backbone.conditioner

@@ -301,6 +301,37 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
             contexts.append(self._context(state, scale + 1))
         return jnp.concatenate(contexts, axis=1)
 
+    def correct(self, codes: Array, drawn: Array, wrong: Array) -> tuple[Array, Array]:
+        """Teacher forcing after wrong draws: the finer scales make up for them.
+
+        Infinity's self-correction (arXiv:2412.04431) for code vectors: where ``wrong``, a scale
+        adds the drawn code's vector in place of the right one's, and what is right for the finer
+        scales is then what is left of the latent that ``codes`` stand for.
+
+        Args:
+            codes: int32 [B, L], of an image.
+            drawn: int32 [B, L], what a model drew.
+            wrong: bool [B, L], where that is used.
+
+        Returns:
+            (the right codes int32 [B, L], the contexts float32 [B, L - n_1, C] of all scales after
+            the first); for rows without a wrong draw ``codes`` and `contexts` of them.
+        """
+        latent, f_hat = self.lookup(codes), self.begin(len(codes))
+        table = normalise(self.table(), self.l2_norm)
+        spoilt = jnp.zeros((len(codes), 1), bool)
+        right, contexts = [], [jnp.zeros((len(codes), 0, self.code_width), jnp.float32)]
+        parts = zip(self._split(codes), self._split(drawn), self._split(wrong), strict=True)
+        for scale, (known, other, use_other) in enumerate(parts):
+            if scale:
+                contexts.append(self._context(f_hat, scale))
+            z = self._context(latent - f_hat, scale).reshape(-1, self.code_width)
+            index = nearest(normalise(z, self.l2_norm), table).reshape(known.shape)
+            right.append(jnp.where(spoilt, index, known))
+            f_hat = f_hat + self.refine(jnp.where(use_other, other, right[-1]), scale)
+            spoilt |= use_other.any(1, keepdims=True)
+        return jnp.concatenate(right, axis=1), jnp.concatenate(contexts, axis=1)
+
     def _context(self, f_hat: Array, scale: int) -> Array:
         """What ``scale`` sees of f_hat [B, h, w, C]: shrunk to its grid, [B, n, C]."""
         return shrink(f_hat, self.grids[scale]).reshape(len(f_hat), -1, self.code_width)

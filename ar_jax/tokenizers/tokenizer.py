@@ -83,6 +83,10 @@ class Tokenizer(nn.Module, kw_only=True):
         """What every step after the first is fed, all at once: teacher forcing."""
         return self.quantizer.contexts(codes)
 
+    def correct(self, codes: Array, drawn: Array, wrong: Array) -> tuple[Array, Array]:
+        """(right codes, contexts) after wrong draws; see `MultiScaleQuantizer.correct`."""
+        return self.quantizer.correct(codes, drawn, wrong)
+
 
 def to_float(images: Array) -> Array:
     """uint8 [..., C] -> float32 in [-1, 1]."""
