@@ -10,64 +10,135 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
-# A batch is split over both: fsdp is data parallelism that also splits the parameters.
-BATCH_AXES = ("data", "fsdp")
-# What `nn.with_logical_constraint` means by its names; other names stay unsharded.
-ACTIVATIONS = (("batch", BATCH_AXES), ("heads", "tensor"), ("mlp", "tensor"), ("vocab", "tensor"))
+# In front of AXES where there are several slices. Each holds all parameters: what crosses the DCN
+# between slices, far slower than the ICI inside, is then the gradients alone.
+SLICE = "slice"
+# A batch is split over all that the mesh has: fsdp is data parallelism that also splits the
+# parameters.
+BATCH_AXES = (SLICE, "data", "fsdp")
+# What `nn.with_logical_constraint` means by its names, besides batch; others stay unsharded.
+ACTIVATIONS = (("heads", "tensor"), ("mlp", "tensor"), ("vocab", "tensor"))
 
 
 def make_mesh(
-    *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    slices: int = 1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """Mesh with the axes data, fsdp and tensor over all devices (or those given).
 
+    With several slices they are the axes of each, and the axis slice comes before them.
+
     Args:
-        data: replicas that split the batch. At most one of the three may be -1: the rest.
+        data: replicas that split the batch. At most one of data, fsdp and tensor may be -1: the
+            rest of a slice's devices.
         fsdp: parts that split the batch, the parameters and the optimiser's state.
         tensor: parts that split heads, feed-forward width and vocabulary.
+        slices: that split the batch over DCN, as many as the devices say there are. Devices that
+            do not say (those of CPUs) are cut up in their order.
 
     Raises:
         ValueError: names the field of config.mesh, its value and the sizes that would do.
     """
+    devices = jax.devices() if devices is None else devices
+    _check_slices(slices, devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    count = jax.device_count() if devices is None else len(devices)
+    count = len(devices) // slices
+    where = f"{count} devices" if slices == 1 else f"{count} devices of each of {slices} slices"
     for name, size in sizes.items():
         if size != -1 and size < 1:
             raise ValueError(
                 f"config.mesh.{name}={size} is not a size: use a positive number, or -1 for the "
-                f"rest of the {count} devices"
+                f"rest of the {where}"
             )
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
         raise ValueError(
             f"config.mesh.{free[0]} and config.mesh.{free[1]} are both -1: only one axis can take "
-            f"the rest of the {count} devices"
+            f"the rest of the {where}"
         )
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free:
         if count % fixed:
             raise ValueError(
-                f"config.mesh.{free[0]}=-1 cannot take the rest: the other axes need {fixed} "
-                f"devices ({_product(sizes)}) and {count} is no multiple of {fixed}"
+                f"config.mesh.{free[0]}=-1 cannot take the rest of the {where}: the other axes "
+                f"need {fixed} ({_product(sizes)}) and {count} is no multiple of {fixed}"
             )
         sizes[free[0]] = count // fixed
     elif fixed != count:
         raise ValueError(
-            f"config.mesh asks for {fixed} devices ({_product(sizes)}) but there are {count}: set "
+            f"config.mesh asks for {fixed} devices ({_product(sizes)}) but there are {where}: set "
             f"one axis to -1, or sizes whose product is {count}"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    shape = tuple(sizes.values())
+    if slices == 1:
+        types = (AxisType.Auto,) * len(AXES)
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    placed = lay_out_slices(slices, shape, devices)
+    return Mesh(placed, (SLICE, *AXES), axis_types=(AxisType.Auto,) * (1 + len(AXES)))
+
+
+def slice_numbers(devices: Sequence[Any]) -> set[int]:
+    """Numbers of the slices that the devices come from; empty for devices that do not say."""
+    if devices[0].platform == "cpu":
+        return set()
+    return {device.slice_index for device in devices if hasattr(device, "slice_index")}
+
+
+def lay_out_slices(slices: int, shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """Devices [slices, *shape]: a slice in each row, laid out as its links are."""
+    if not slice_numbers(devices):
+        return np.asarray(devices).reshape(slices, *shape)
+    return mesh_utils.create_hybrid_device_mesh(
+        (1, *shape),
+        (slices, *(1 for _ in shape)),
+        devices,
+        allow_split_physical_axes=True,  # as `jax.make_mesh`: better than to refuse the sizes
     )
+
+
+def _check_slices(slices: int, devices: Sequence[Any]) -> None:
+    count, found = len(devices), len(slice_numbers(devices))
+    if slices < 1:
+        raise ValueError(
+            f"config.mesh.slices={slices} is not a number of slices: use {found or 1}"
+            + ("" if found else f", or another divisor of the {count} devices")
+        )
+    if found and slices != found:
+        raise ValueError(
+            f"config.mesh.slices={slices} but the {count} devices come from {found} slices: use "
+            f"config.mesh.slices={found}"
+        )
+    if count % slices:
+        divisors = [n for n in range(1, count + 1) if count % n == 0]
+        raise ValueError(
+            f"config.mesh.slices={slices} does not divide the {count} devices; use one of "
+            f"{divisors}"
+        )
 
 
 def _product(sizes: Mapping[str, int]) -> str:
     return " x ".join(f"{name} {size}" for name, size in sizes.items() if size != -1)
+
+
+def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The axes of ``mesh`` that a batch is split over."""
+    return tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
+
+
+def _batch_parts(mesh: Mesh | AbstractMesh) -> tuple[int, str]:
+    """(parts that a batch is split into, their product by the fields of config.mesh)."""
+    fields = {axis: "slices" if axis == SLICE else axis for axis in batch_axes(mesh)}
+    sizes = {field: mesh.shape[axis] for axis, field in fields.items()}
+    return math.prod(sizes.values()), _product(sizes)
 
 
 def check_batch(mesh: Mesh, *, batch_size: int, accumulation: int) -> None:
@@ -79,11 +150,11 @@ def check_batch(mesh: Mesh, *, batch_size: int, accumulation: int) -> None:
     for name, value in (("batch_size", batch_size), ("accumulation", accumulation)):
         if value < 1:
             raise ValueError(f"config.train.{name}={value} must be at least 1")
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards, product = _batch_parts(mesh)
     if shards % jax.process_count():
         raise ValueError(
-            f"config.mesh: data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} = {shards} must "
-            f"be a multiple of the {jax.process_count()} processes, which load disjoint rows"
+            f"config.mesh: {product} = {shards} must be a multiple of the {jax.process_count()} "
+            "processes, which load disjoint rows"
         )
     unit = shards * accumulation
     if batch_size % unit:
@@ -91,8 +162,7 @@ def check_batch(mesh: Mesh, *, batch_size: int, accumulation: int) -> None:
         fits = " or ".join(str(size) for size in (below, above) if size)
         raise ValueError(
             f"config.train.batch_size={batch_size} must be a multiple of {unit} = "
-            f"config.train.accumulation {accumulation} x data {mesh.shape['data']} x fsdp "
-            f"{mesh.shape['fsdp']} of config.mesh; use {fits}"
+            f"config.train.accumulation {accumulation} x {product} of config.mesh; use {fits}"
         )
 
 
@@ -102,8 +172,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over data and fsdp."""
-    return NamedSharding(mesh, P(BATCH_AXES))
+    """Rows split over slices, data and fsdp."""
+    return NamedSharding(mesh, P(batch_axes(mesh)))
 
 
 def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
@@ -112,13 +182,13 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
     Raises:
         ValueError: names the entry whose rows do not divide among the devices.
     """
-    shards = math.prod(sharding.mesh.shape[axis] for axis in BATCH_AXES)
+    shards, product = _batch_parts(sharding.mesh)
     for name, local in batch.items():
         rows = local.shape[0] * jax.process_count()
         if rows % shards:
             raise ValueError(
                 f"batch[{name!r}] has {rows} rows, which do not divide among the {shards} parts of "
-                "data x fsdp"
+                f"{product}"
             )
     return {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(local))
@@ -149,5 +219,5 @@ def fetch(array: jax.Array) -> np.ndarray:
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[None]:
     """Makes bare PartitionSpecs and `nn.with_logical_constraint` refer to ``mesh``."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATIONS):
+    with jax.set_mesh(mesh), nn.logical_axis_rules((("batch", batch_axes(mesh)), *ACTIVATIONS)):
         yield

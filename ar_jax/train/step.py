@@ -16,7 +16,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from ar_jax.api import Aux, Batch, Objective, Params
-from ar_jax.parallel.mesh import BATCH_AXES
+from ar_jax.parallel.mesh import batch_axes
 from ar_jax.train.optimizer import Optimizer
 from ar_jax.train.state import EVALUATION, TrainState
 
@@ -122,9 +122,10 @@ def accumulate(
 
     def split(rows: Array) -> Array:  # [B, ...] -> [accumulation, B / accumulation, ...]
         rows = rows.reshape(-1, accumulation, *rows.shape[1:]).swapaxes(0, 1)
-        if jax.sharding.get_abstract_mesh().empty:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
             return rows
-        return jax.lax.with_sharding_constraint(rows, P(None, BATCH_AXES))
+        return jax.lax.with_sharding_constraint(rows, P(None, batch_axes(mesh)))
 
     micros = jax.tree.map(split, batch)
 
