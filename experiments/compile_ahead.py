@@ -9,7 +9,8 @@ Needs the TPU compiler (pip install -e '.[ahead]', Linux on x86-64) and no TPU. 
 written as JSON: HBM of a chip against its capacity, the collectives and the mesh axes they go over,
 the compiler's estimate of the time, the MFU that follows, and rooflines. Training is on cached
 codes; with --inputs=images the tokenizer encodes inside the step. Exits with 1 where the program
-does not fit, and says what takes the memory and what to change.
+does not fit, and says what takes the memory and what to change. --slices=n is for n of the
+topology, over which the batch is split too: their collectives go over DCN, on the axis slice.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from ar_jax.compilation.chips import prepare_environment
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "Like v5e:4x4 or v5p:4x4x4.", required=True)
+SLICES = flags.DEFINE_integer(
+    "slices", None, "Slices of the topology, over DCN; default config.mesh.slices, or 1."
+)
 PROGRAM = flags.DEFINE_enum("program", "train", ("train", "sample"), "What is compiled.")
 INPUT = flags.DEFINE_enum("inputs", "codes", ("codes", "images"), "What a train step reads.")
 BATCH_SIZE = flags.DEFINE_integer(
@@ -51,12 +55,13 @@ def main(argv: Sequence[str]) -> None:
     from ar_jax.compilation.overflow import DoesNotFit
     from ar_jax.compilation.report import summary
 
-    config, topology, rows = CONFIG.value, TOPOLOGY.value, BATCH_SIZE.value
+    config, topology = CONFIG.value, TOPOLOGY.value
+    sizes = {"batch_size": BATCH_SIZE.value, "slices": SLICES.value}
     try:
         if PROGRAM.value == "train":
-            report = compile_train_step(config, topology, batch_size=rows, inputs=INPUT.value)
+            report = compile_train_step(config, topology, inputs=INPUT.value, **sizes)
         else:
-            report = compile_sampler(config, topology, batch_size=rows)
+            report = compile_sampler(config, topology, **sizes)
     except DoesNotFit as error:
         write({"program": PROGRAM.value, "topology": topology, **error.verdict})
         sys.exit(f"{topology}: {error}")

@@ -222,7 +222,8 @@ def test_rooflines_name_the_higher():
 
 def collective(**changed):
     found = dict(kind="all-gather", axes="fsdp", group=2, in_loop=True, asynchronous=False)
-    return {**found, "count": 3, "bytes": 2**20, "bytes_per_run": 3 * 2**20, **changed}
+    found |= dict(over_dcn=False, count=3, bytes=2**20, bytes_per_run=3 * 2**20)
+    return {**found, **changed}
 
 
 def test_equal_collectives_are_added_up():
@@ -263,6 +264,11 @@ def test_summary_says_what_fits_and_where_collectives_go():
     assert text.endswith(line)
     assert summary({**report, "collectives": []}).endswith("  none")
     assert "does not fit" in summary({**report, "fits": False})
+    over_dcn = collective(axes="slice", over_dcn=True, group=4)
+    mesh = {"slice": 4, **MESH}
+    text = summary({**report, "mesh": mesh, "devices": 32, "collectives": [over_dcn]})
+    assert "train on 4 slices of v5e:2x4 (32 chips: slice 4, data 2" in text
+    assert "over slice over DCN (groups of 4)" in text
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ from ar_jax.compilation.chips import Chip, find_chip
 from ar_jax.compilation.hlo import total
 from ar_jax.compilation.overflow import DoesNotFit, advise, read_overflow
 from ar_jax.objectives.likelihood import init_tokenizer
-from ar_jax.parallel.mesh import batch_sharding, replicated, use_mesh
+from ar_jax.parallel.mesh import SLICE, batch_sharding, replicated, use_mesh
 from ar_jax.parallel.rules import shardings
 from ar_jax.sampling.loop import image_keys
 from ar_jax.train.fields import Settings, read_settings
@@ -41,14 +41,18 @@ class Target:
 
 
 def prepare(
-    config: ml_collections.ConfigDict, topology: str, batch_size: int | None = None
+    config: ml_collections.ConfigDict,
+    topology: str,
+    batch_size: int | None = None,
+    slices: int | None = None,
 ) -> Target:
     """The target of a configuration.
 
     Args:
         config: of a generator whose backbone is a decoder; the section data is not read.
-        topology: 'v5e:4x4' and the like.
+        topology: of one slice: 'v5e:4x4' and the like.
         batch_size: images of a call, over all chips; None: config.train.batch_size.
+        slices: of that topology, joined by DCN; None: config.mesh.slices, or 1.
 
     Raises:
         ValueError: a bad field or topology, or a system of another kind.
@@ -57,13 +61,10 @@ def prepare(
     config = ml_collections.ConfigDict(config.to_dict())
     if batch_size is not None:
         config.train.batch_size = batch_size
-    if trains_tokenizer(config) or config.backbone.name != "decoder":
-        raise ValueError(
-            "compile_ahead takes generators with config.backbone.name='decoder': tokenizers and "
-            "other backbones have no FLOPs formula here"
-        )
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    settings = read_settings(config, devices)
+    if slices is not None:
+        config.mesh.slices = slices
+    check_system(config)
+    settings = read_settings(config, topology_devices(topology, config.mesh.get("slices", 1)))
     if config.get("attention", "auto") == "auto":  # what a TPU would choose
         dropout = config.backbone.get("attention_dropout", 0.0)
         config.attention = "xla" if dropout else "splash"
@@ -74,25 +75,55 @@ def prepare(
     )
 
 
+def check_system(config: ml_collections.ConfigDict) -> None:
+    """Checks that the configuration is of a kind that is compiled here.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if trains_tokenizer(config) or config.backbone.name != "decoder":
+        raise ValueError(
+            "compile_ahead takes generators with config.backbone.name='decoder': tokenizers and "
+            "other backbones have no FLOPs formula here"
+        )
+
+
+def topology_devices(topology: str, slices: int) -> list[jax.Device]:
+    """Chips of ``slices`` times the topology.
+
+    Raises:
+        ValueError: there is no such number of slices.
+    """
+    if slices < 1:
+        raise ValueError(
+            f"config.mesh.slices={slices} is not a number of slices: use 1, or as many of "
+            f"{topology} as there are"
+        )
+    return topologies.get_topology_desc(
+        platform="tpu", topology_name=topology, num_slices=slices
+    ).devices
+
+
 def compile_train_step(
     config: ml_collections.ConfigDict,
     topology: str,
     *,
     batch_size: int | None = None,
+    slices: int | None = None,
     inputs: str = "codes",
 ) -> dict[str, Any]:
     """What the compiler says of one train step of a generator.
 
     Args:
-        config: see `prepare`, as for ``topology`` and ``batch_size``.
+        config: see `prepare`, as for ``topology``, ``batch_size`` and ``slices``.
         inputs: 'codes' (cached) or 'images', which the tokenizer encodes inside the step; its
             FLOPs are not counted in model_flops.
 
     Returns:
         Plain numbers: 'memory' (bytes a chip), 'fits', 'seconds' (of a step, see
         `ar_jax.compilation.estimate.estimate`), 'collectives' (see
-        `ar_jax.compilation.hlo.Collective`; bytes_per_run and axes besides), 'model_flops' (of all
-        chips), 'mfu' and 'rooflines' (seconds).
+        `ar_jax.compilation.hlo.Collective`; bytes_per_run and axes besides: slice is DCN),
+        'model_flops' (of all chips), 'mfu' and 'rooflines' (seconds).
 
     Raises:
         DoesNotFit: the program needs more memory than a chip has.
@@ -100,7 +131,7 @@ def compile_train_step(
     """
     if inputs not in INPUTS:
         raise ValueError(f"--inputs={inputs!r} is none of {INPUTS}")
-    target = prepare(config, topology, batch_size)
+    target = prepare(config, topology, batch_size, slices)
     settings, system = target.settings, target.objective.system
     program = build_program(
         target.objective,
@@ -129,17 +160,21 @@ def compile_train_step(
 
 
 def compile_sampler(
-    config: ml_collections.ConfigDict, topology: str, *, batch_size: int | None = None
+    config: ml_collections.ConfigDict,
+    topology: str,
+    *,
+    batch_size: int | None = None,
+    slices: int | None = None,
 ) -> dict[str, Any]:
     """What the compiler says of the program that draws the codes of a batch of images.
 
-    The batch lies over data x fsdp, the heads over tensor; guidance and filters are the config's.
-    The attention of a cached step is XLA's; decoding of the codes is another program.
+    The batch lies over slices, data and fsdp, the heads over tensor; guidance and filters are the
+    config's. The attention of a cached step is XLA's; decoding of the codes is another program.
 
     Returns:
         As `compile_train_step`, which also says what the arguments are and what is raised.
     """
-    target = prepare(config, topology, batch_size)
+    target = prepare(config, topology, batch_size, slices)
     system, mesh = target.objective.system, target.settings.mesh
     rows = target.settings.train.batch_size
     knobs, guidance = build_sampling(target.config)
@@ -216,18 +251,20 @@ def _report(target: Target, compiled: Any, params: Any, *, passes: int) -> dict[
     totals = total(compiled.as_text())
     share = figures.visible_share(system.backbone.row_steps)
     seconds = figures.estimate(totals, chip, share)
+    sizes = dict(mesh.shape)
+    inside = {axis: size for axis, size in sizes.items() if axis != SLICE}  # see `dcn`
     collectives = [
         {
             **{name: value for name, value in vars(found).items() if name != "groups"},
             "bytes_per_run": found.count * found.bytes,
-            "axes": mesh_axes(found.groups, dict(mesh.shape)),
+            "axes": SLICE if found.over_dcn else mesh_axes(found.groups, inside),
         }
         for found in totals.collectives
     ]
     return {
         "topology": target.topology,
         "devices": devices,
-        "mesh": dict(mesh.shape),
+        "mesh": sizes,
         "batch_size": rows,
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
         "fits": memory["peak"] <= memory["capacity"],

@@ -11,6 +11,7 @@ import math
 import re
 
 from ar_jax.compilation.axes import Groups, replica_groups
+from ar_jax.compilation.dcn import Transfer, read_transfer
 
 ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}
 ITEM_BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
@@ -48,6 +49,8 @@ class Collective:
         asynchronous: whether it is split into a start and a done.
         groups: numbers of the partitions that take part together; (): all of them;
             None: not read.
+        over_dcn: whether it goes over slices, a chip of each together: then ``group`` counts
+            slices and ``groups`` is ().
     """
 
     kind: str
@@ -57,6 +60,7 @@ class Collective:
     in_loop: bool
     asynchronous: bool
     groups: Groups | None
+    over_dcn: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +245,10 @@ def _note_fused(
 def _note_collective(
     instruction: Instruction, times: int, loop: bool, totals: Totals, asynchronous: bool = False
 ) -> None:
+    transfer = read_transfer(instruction.line) if instruction.opcode == "recv" else None
+    if transfer:
+        totals.collectives.append(_over_dcn(transfer, instruction.shapes, times, loop))
+        return
     kind = instruction.opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
         return
@@ -261,3 +269,10 @@ def _note_collective(
             groups=groups,
         )
     )
+
+
+def _over_dcn(transfer: Transfer, shapes: tuple[Shape, ...], times: int, loop: bool) -> Collective:
+    arrays = [shape for shape in shapes if shape[0] != "token"][:-1]  # the last is a context
+    size = sum(shape_bytes(shape) for shape in arrays)
+    kind, slices = transfer
+    return Collective(kind, times, size, slices, loop, True, (), over_dcn=True)

@@ -11,12 +11,13 @@ def summarise_collectives(collectives: list[dict[str, Any]]) -> list[dict[str, A
     """Collectives of one kind, axes, place and manner added up, most bytes first.
 
     Returns:
-        {'kind', 'axes', 'group' (devices), 'in_loop', 'asynchronous', 'count' (calls of one run),
-        'bytes' (of one run on one device)} each.
+        {'kind', 'axes', 'over_dcn', 'group' (devices; slices over DCN), 'in_loop', 'asynchronous',
+        'count' (calls of one run), 'bytes' (of one run on one device)} each.
     """
+    names = ("kind", "axes", "over_dcn", "group", "in_loop", "asynchronous")
     sums: dict[tuple, dict[str, Any]] = {}
     for found in collectives:
-        same = {name: found[name] for name in ("kind", "axes", "group", "in_loop", "asynchronous")}
+        same = {name: found[name] for name in names}
         row = sums.setdefault(tuple(same.values()), {**same, "count": 0, "bytes": 0})
         row["count"] += found["count"]
         row["bytes"] += found["bytes_per_run"]
@@ -29,9 +30,11 @@ def summary(report: dict[str, Any]) -> str:
     gib = {name: f"{size / GIB:.2f}" for name, size in memory.items()}
     verdict = "fits" if report["fits"] else "does not fit"
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+    slices = report["mesh"].get("slice", 1)
+    where = f"{slices} slices of {report['topology']}" if slices > 1 else report["topology"]
     unit = "step" if report["program"] == "train" else "batch"
     text = [
-        f"{report['program']} on {report['topology']} ({report['devices']} chips: {mesh}), "
+        f"{report['program']} on {where} ({report['devices']} chips: {mesh}), "
         f"{report['batch_size']} images a {unit}, {report['parameters']:,} parameters, attention "
         f"{report['attention']}",
         f"HBM a chip: {verdict}: peak {gib['peak']} of {gib['capacity']} GiB (arguments "
@@ -56,5 +59,6 @@ def _collective(row: dict[str, Any]) -> str:
     where = "in a loop" if row["in_loop"] else "outside of loops"
     manner = "asynchronous" if row["asynchronous"] else "synchronous"
     size = f"{row['bytes'] / 2**20:.1f} MiB"
-    over = f"{row['axes']} (groups of {row['group'] or 'all'})"
+    network = " over DCN" if row["over_dcn"] else ""
+    over = f"{row['axes']}{network} (groups of {row['group'] or 'all'})"
     return f"  {row['kind']}: {row['count']} calls, {size}, over {over}, {where}, {manner}"

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
 # In front of AXES where there are several slices. Each holds all parameters: what crosses the DCN
-# between slices, far slower than the ICI inside, is then the gradients alone.
+# between slices, far slower than the ICI inside, is then little more than the gradients.
 SLICE = "slice"
 # A batch is split over all that the mesh has: fsdp is data parallelism that also splits the
 # parameters.
