@@ -83,6 +83,8 @@ def test_a_report_says_all_of_the_guidance():
     guidance = Guidance(scale=9.5, kind="power_cosine", power=2.75, start=3, stop=20)
     text = describe_sampling(Knobs(), guidance)
     assert text == "guidance 9.5 (power_cosine, power 2.75, start 3, stop 20), temperature 1"
+    text = describe_sampling(Knobs(step_temperatures=(1.0, 0.5)), Guidance())
+    assert text == "guidance 1 (constant), temperature 1, times 1, 0.5 by step"
 
 
 @pytest.mark.parametrize(

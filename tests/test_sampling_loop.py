@@ -82,6 +82,21 @@ def test_every_code_is_the_one_its_logits_and_noise_give(toy, noise, guidance, k
     assert len(np.unique(codes)) > 2
 
 
+def test_a_temperature_of_its_own_for_every_step(toy, noise):
+    schedule = toy.system.schedule
+    factors = np.linspace(0.5, 1.5, schedule.num_steps)
+    factors[-1] = 0.0  # greedy
+    knobs = Knobs(temperature=0.8, step_temperatures=tuple(factors), top_k=6)
+    codes = toy.draw(noise=noise, knobs=knobs)
+    logits = toy.guided_logits(toy_labels(BATCH), jnp.asarray(codes), Guidance())
+    for i in range(schedule.length):
+        temperature = 0.8 * factors[schedule.step_id[i]]
+        kept = truncate(logits[:, i], Knobs(temperature=temperature, top_k=6).as_arrays())
+        perturbed = kept + (noise[:, i] if temperature else 0.0)
+        np.testing.assert_array_equal(codes[:, i], perturbed.argmax(-1))
+    assert (codes != toy.draw(noise=noise, knobs=Knobs(temperature=0.8, top_k=6))).any()
+
+
 def test_an_image_depends_on_its_seed_and_index_alone(toy):
     alone = toy.draw(3, first=4, seed=7, guidance=GUIDED)
     together = toy.draw(BATCH, first=0, seed=7, guidance=GUIDED)
@@ -182,6 +197,8 @@ def test_eight_devices_draw_what_one_does(toy):
         (dict(keys=image_keys(0, 0, 3)), ["keys", "3", "8"]),
         (dict(keys=None), ["neither keys nor noise", "temperature 1.0", "one key an image"]),
         (dict(knobs=Knobs(smooth=True)), ["sampling.smooth=True", "set it to False"]),
+        (dict(knobs=Knobs(step_temperatures=(1.0, 0.5))), ["step_temperatures has 2", "16 steps"]),
+        (dict(knobs=Knobs(step_temperatures=(-1.0,) * 16)), ["step_temperatures", "-1.0", ">= 0"]),
         (dict(knobs=Knobs(smooth=2)), ["sampling.smooth is 2"]),  # type: ignore[arg-type]
     ],
 )

@@ -120,6 +120,9 @@ def describe_sampling(knobs: Knobs, guidance: Guidance) -> str:
     ]
     parts = [f"guidance {guidance.scale:g} ({', '.join(fields)})"]
     parts += [f"temperature {float(knobs.temperature):g}"]
+    if len(knobs.step_temperatures):
+        factors = ", ".join(f"{float(factor):g}" for factor in knobs.step_temperatures)
+        parts += [f"times {factors} by step"]
     filters = {"top-k": knobs.top_k, "top-p": knobs.top_p, "min-p": knobs.min_p}
     parts += [f"{name} {float(v):g}" for name, v in filters.items() if v]
     return ", ".join(parts + ["smooth"] * knobs.smooth)

@@ -5,6 +5,8 @@ Knobs are arrays, so that other values do not recompile a sampler.
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -16,10 +18,12 @@ REMOVED = -jnp.inf
 
 @flax.struct.dataclass
 class Knobs:
-    """How a distribution is sharpened before the draw; every field a scalar.
+    """How a distribution is sharpened before the draw; every field but one a scalar.
 
     Attributes:
         temperature: divides the logits; 0 is greedy: the largest logit, no noise.
+        step_temperatures: factors on it, one for every step of the schedule (of next-scale
+            prediction coarse to fine); () is 1 everywhere.
         top_k: keep the k largest and ties with the k-th; 0 keeps all.
         top_p: keep the smallest set of largest probabilities whose sum reaches p; 0 or 1 keeps all.
         min_p: keep probabilities of at least this fraction of the largest; 0 keeps all.
@@ -28,6 +32,7 @@ class Knobs:
     """
 
     temperature: Array | float = 1.0
+    step_temperatures: Array | tuple[float, ...] = ()
     top_k: Array | int = 0
     top_p: Array | float = 0.0
     min_p: Array | float = 0.0
@@ -37,6 +42,9 @@ class Knobs:
         """Checked and typed (float32, int32), so that equal shapes mean one compilation."""
         if self.temperature < 0:
             raise ValueError(f"sampling.temperature is {self.temperature}; it must be >= 0")
+        factors = self.step_temperatures
+        if any(factor < 0 for factor in factors):
+            raise ValueError(f"sampling.step_temperatures is {factors}; they must be >= 0")
         if self.top_k < 0:
             raise ValueError(f"sampling.top_k is {self.top_k}; it must be >= 0 (0 keeps all)")
         for name in ("top_p", "min_p"):
@@ -46,18 +54,27 @@ class Knobs:
             raise ValueError(f"sampling.smooth is {self.smooth!r}; it must be True or False")
         return Knobs(
             temperature=jnp.float32(self.temperature),
+            step_temperatures=jnp.asarray(factors, jnp.float32) if len(factors) else (),
             top_k=jnp.int32(self.top_k),
             top_p=jnp.float32(self.top_p),
             min_p=jnp.float32(self.min_p),
             smooth=self.smooth,
         )
 
+    def at(self, step: Array | int) -> Knobs:
+        """Those of one step of the schedule."""
+        if len(self.step_temperatures) == 0:
+            return self
+        factors = jnp.asarray(self.step_temperatures)
+        scaled = self.temperature * factors[step]
+        return dataclasses.replace(self, temperature=scaled, step_temperatures=())
+
 
 def truncate(logits: Array, knobs: Knobs) -> Array:
     """Logits float32 [..., V] after temperature, top-k, top-p, min-p; removed ones are -inf.
 
-    Each filter sees what the one before it left, the order of VAR and LlamaGen. The sort is
-    skipped at run time where neither top-k nor top-p is on.
+    The knobs are those of one step. Each filter sees what the one before it left, the order of VAR
+    and LlamaGen. The sort is skipped at run time where neither top-k nor top-p is on.
     """
     logits = logits / jnp.maximum(knobs.temperature, 1e-5)
     sorting = (knobs.top_k > 0) | _cuts_tail(knobs)

@@ -82,6 +82,12 @@ class CachedSampler:
         if order is not None:
             order = check_order(order, batch_size, schedule.length)
         knobs = (knobs or Knobs()).as_arrays()
+        factors = len(knobs.step_temperatures)
+        if factors not in (0, schedule.num_steps):
+            raise ValueError(
+                f"sampling.step_temperatures has {factors} numbers; the schedule has "
+                f"{schedule.num_steps} steps: give one for each"
+            )
         if keys is None and noise is None and knobs.temperature > 0:
             raise ValueError(
                 f"neither keys nor noise are given for sampling.temperature {knobs.temperature}: "
@@ -217,6 +223,7 @@ def draw_steps(
 
     def step(index: Any, context: Array | None, carry: Any, cache: Cache) -> tuple:
         """One step: (codes [B, n], the tokenizer's carry, next context, cache)."""
+        filters = knobs.at(index)
         if guided and context is not None:
             context = jnp.concatenate([context, context])
         hidden, cache = system.backbone.apply(
@@ -225,8 +232,8 @@ def draw_steps(
         logits = system.head.apply({"params": params["head"]}, hidden)  # [B or 2B, n, V]
         if guided:
             logits = system.head.guide(logits[:batch_size], logits[batch_size:], scales[index])
-        gumbel = step_noise(index, logits)
-        logits = truncate(logits, knobs)
+        gumbel = jnp.where(filters.temperature > 0, step_noise(index, logits), 0.0)
+        logits = truncate(logits, filters)
         if knobs.smooth:
             ratio = index / max(schedule.num_steps - 1, 1)
             drawn = system.head.soften(logits, gumbel, ratio)  # [B, n, V]
@@ -239,18 +246,16 @@ def draw_steps(
         return codes, carry, context, cache
 
     def step_noise(index: Any, logits: Array) -> Array:
-        """Gumbel noise [B, n, V], zero when greedy."""
+        """Gumbel noise [B, n, V], zero without keys."""
         if noise is not None:
             count = logits.shape[1]
             first = schedule.starts[index] if isinstance(index, int) else index * count
-            gumbel = jax.lax.dynamic_slice_in_dim(noise, first, count, axis=1)
-        elif keys is None:
+            return jax.lax.dynamic_slice_in_dim(noise, first, count, axis=1)
+        if keys is None:
             return jnp.zeros_like(logits)
-        else:
-            gumbel = jax.vmap(
-                lambda key: jax.random.gumbel(jax.random.fold_in(key, index), logits.shape[1:])
-            )(keys)
-        return jnp.where(knobs.temperature > 0, gumbel, 0.0)
+        return jax.vmap(
+            lambda key: jax.random.gumbel(jax.random.fold_in(key, index), logits.shape[1:])
+        )(keys)
 
     cache = system.backbone.init_cache(2 * batch_size if guided else batch_size)
     carry = system.tokenizer.apply({"params": params["tokenizer"]}, batch_size, method="begin")

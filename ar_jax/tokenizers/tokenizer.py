@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ar_jax.schedules import Grid
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
-from ar_jax.tokenizers.quantizers import Quantized, Quantizer
+from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, Quantized, Quantizer
 
 Array = jax.Array
 
@@ -85,6 +85,7 @@ class Tokenizer(nn.Module, kw_only=True):
 
     def correct(self, codes: Array, drawn: Array, wrong: Array) -> tuple[Array, Array]:
         """(right codes, contexts) after wrong draws; see `MultiScaleQuantizer.correct`."""
+        assert isinstance(self.quantizer, MultiScaleQuantizer)
         return self.quantizer.correct(codes, drawn, wrong)
 
 

@@ -218,29 +218,37 @@ def _sampled(model: Model, run: str) -> Outputs:
 def _draw(model: Model, knobs: Knobs, scales: jax.Array, noise: jax.Array, guided: bool) -> tuple:
     backbone, unstacked = model.system.backbone.for_sampling(model.params["backbone"])
     system = dataclasses.replace(model.system, backbone=backbone)
-    params, batch = model.params | {"backbone": unstacked}, len(noise)
-    keys = image_keys(0, 0, batch)
+    params = model.params | {"backbone": unstacked}
+    return _draw_unrolled(system, params, model.cond, knobs, scales, noise, guided=guided)
 
-    @functools.partial(jax.jit, static_argnames="guided")
-    def run(params: Any, knobs: Knobs, scales: jax.Array, noise: jax.Array, guided: bool) -> tuple:
-        seen: list[jax.Array] = []
 
-        def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            out = call(*args, **kwargs)
-            if isinstance(context.module, CategoricalHead) and context.method_name == "__call__":
-                seen.append(out)
-            return out
+@functools.partial(jax.jit, static_argnames=("system", "guided"))
+def _draw_unrolled(
+    system: System,
+    params: Any,
+    cond: Any,
+    knobs: Knobs,
+    scales: jax.Array,
+    noise: jax.Array,
+    *,
+    guided: bool,
+) -> tuple:
+    """One program for all runs of a case: (codes [B, L], f_hat, guided logits [B, L, V])."""
+    batch, seen = len(noise), list[jax.Array]()
 
-        with nn.intercept_methods(record):
-            codes, f_hat = draw_steps(
-                system, params, model.cond, keys, knobs, scales, noise, guided=guided
-            )
-        if guided:
-            mixed = zip(seen, scales, strict=True)
-            seen = [system.head.guide(both[:batch], both[batch:], s) for both, s in mixed]
-        return codes, f_hat, jnp.concatenate(seen, axis=1)
+    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        out = call(*args, **kwargs)
+        if isinstance(context.module, CategoricalHead) and context.method_name == "__call__":
+            seen.append(out)
+        return out
 
-    return run(params, knobs, scales, noise, guided=guided)
+    with nn.intercept_methods(record):
+        keys = image_keys(0, 0, batch)
+        codes, f_hat = draw_steps(system, params, cond, keys, knobs, scales, noise, guided=guided)
+    if guided:
+        mixed = zip(seen, scales, strict=True)
+        seen = [system.head.guide(both[:batch], both[batch:], s) for both, s in mixed]
+    return codes, f_hat, jnp.concatenate(seen, axis=1)
 
 
 def _filters(case: Case) -> Outputs:
