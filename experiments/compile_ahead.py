@@ -4,6 +4,8 @@ r"""Compiles a generator's train step or sampler for a TPU topology that is not 
         --topology=v5e:4x4 --batch_size=256 --out=var_d16.json
     python experiments/compile_ahead.py --config=configs/imagenet256/llamagen.py:B \
         --topology=v5e:2x4 --program=sample --batch_size=64
+    python experiments/compile_ahead.py --config=configs/imagenet256/var.py:d16 \
+        --topology=v5e:4x4 --search --batch_sizes=256,512,1024 --out=search.json
 
 Needs the TPU compiler (pip install -e '.[ahead]', Linux on x86-64) and no TPU. Printed and
 written as JSON: HBM of a chip against its capacity, the collectives and the mesh axes they go over,
@@ -11,6 +13,9 @@ the compiler's estimate of the time, the MFU that follows, and rooflines. Traini
 codes; with --inputs=images the tokenizer encodes inside the step. Exits with 1 where the program
 does not fit, and says what takes the memory and what to change. --slices=n is for n of the
 topology, over which the batch is split too: their collectives go over DCN, on the axis slice.
+
+--search compiles for several meshes, rematerialisations and batch sizes, prints those that fit by
+the predicted time of an image, and keeps all in --out: the same command again goes on from there.
 """
 
 from __future__ import annotations
@@ -36,6 +41,10 @@ INPUT = flags.DEFINE_enum("inputs", "codes", ("codes", "images"), "What a train 
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images of a call, over all chips; default config.train.batch_size."
 )
+SEARCH = flags.DEFINE_bool("search", False, "Compiles a table of meshes, remats, batch sizes.")
+BATCH_SIZES = flags.DEFINE_list(
+    "batch_sizes", None, "Of a search; default --batch_size, half of it and its double."
+)
 OUT = flags.DEFINE_string("out", None, "JSON file; default prints only.")
 
 
@@ -46,10 +55,65 @@ def write(report: dict[str, Any]) -> None:
         Path(OUT.value).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
+def read_batch_sizes(default: int) -> list[int]:
+    """Those of --batch_sizes, or around ``default``.
+
+    Raises:
+        UsageError: one is no positive number.
+    """
+    from ar_jax.compilation.search import default_batch_sizes
+
+    if BATCH_SIZES.value is None:
+        return default_batch_sizes(default)
+    if not all(size.isdigit() and int(size) for size in BATCH_SIZES.value):
+        raise app.UsageError(
+            f"--batch_sizes={','.join(BATCH_SIZES.value)} must be positive numbers, like 128,256"
+        )
+    return [int(size) for size in BATCH_SIZES.value]
+
+
+def run_search() -> None:
+    """Compiles the candidates that --out does not have yet and prints the table."""
+    from ar_jax.compilation.search import FITS, is_row_of, read_rows, search, table, write_rows
+    from ar_jax.compilation.trials import Trials
+
+    config = CONFIG.value
+    trials = Trials(
+        config=config,
+        topology=TOPOLOGY.value,
+        slices=SLICES.value,
+        program=PROGRAM.value,
+        inputs=INPUT.value,
+    )
+    sizes = read_batch_sizes(BATCH_SIZE.value or config.train.batch_size)
+    candidates = trials.candidates(sizes)
+    path, settings, earlier = OUT.value and Path(OUT.value), trials.settings(), []
+
+    def save(rows: Sequence[dict[str, Any]]) -> None:
+        if path:
+            write_rows(path, settings, rows)
+
+    if path:
+        earlier = read_rows(path, settings)
+        known = sum(any(is_row_of(row, one) for row in earlier) for one in candidates)
+        print(f"{known} of {len(candidates)} are in {path}", flush=True)
+    rows = search(
+        candidates, trials.attempt, earlier, save=save, say=lambda line: print(line, flush=True)
+    )
+    print(table(rows, candidates))
+    if not any(row["outcome"] == FITS for row in rows):
+        sys.exit(1)
+
+
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; write --flag=value")
+    if BATCH_SIZES.value is not None and not SEARCH.value:
+        raise app.UsageError("--batch_sizes belongs to --search; one size is --batch_size")
     prepare_environment(TOPOLOGY.value)
+    if SEARCH.value:
+        run_search()
+        return
     # These need the environment.
     from ar_jax.compilation.ahead import compile_sampler, compile_train_step
     from ar_jax.compilation.overflow import DoesNotFit
