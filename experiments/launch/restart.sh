@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command again until it succeeds: for machines that the platform may take away.
 #
-#     experiments/launch/restart.sh python experiments/train.py --config=... --workdir=gs://...
+#     experiments/launch/restart.sh python experiments/train.py --config=... --workdir=/mnt/...
 #
 # A run resumes from its newest checkpoint, so the command is the same each time. LIMIT failures
 # (default 5) within QUICK seconds (default 120) of their start, one after the other, are an error

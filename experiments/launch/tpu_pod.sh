@@ -2,11 +2,11 @@
 # Trains on all hosts of a Cloud TPU (several TPU VMs) with one command, from your own machine.
 #
 #     NAME=my-pod ZONE=us-central1-a experiments/launch/tpu_pod.sh \
-#         --config=configs/imagenet256/var.py:d16 --workdir=gs://my-bucket/var_d16 ...
+#         --config=configs/imagenet256/var.py:d16 --workdir=/mnt/shared/var_d16 ...
 #
 # As tpu_vm.sh, on every host. Where the platform or another host's death ends it, restart.sh runs
 # it again on every host: they wait for one another and go on from the newest checkpoint. workdir and
-# data must be the same place for all hosts: a bucket or a shared disk.
+# data must be on a disk that all hosts have mounted at one place: gs:// is not read. See README.md.
 set -euo pipefail
 
 if [ $# -eq 0 ] || [ -z "${NAME:-}" ] || [ -z "${ZONE:-}" ]; then

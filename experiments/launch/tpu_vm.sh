@@ -2,7 +2,7 @@
 # Trains on a Cloud TPU of one host (one TPU VM, up to 8 chips), from your own machine.
 #
 #     NAME=my-tpu ZONE=us-central1-a experiments/launch/tpu_vm.sh \
-#         --config=configs/imagenet256/var.py:d16 --workdir=gs://my-bucket/var_d16 ...
+#         --config=configs/imagenet256/var.py:d16 --workdir=/mnt/shared/var_d16 ...
 #
 # NAME and ZONE are those of the TPU. It gets the repository at REPOSITORY (default this one's
 # origin), installs it with its TPU extra and runs experiments/train.py with the arguments,

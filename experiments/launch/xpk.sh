@@ -4,12 +4,12 @@
 #     CLUSTER=my-cluster ZONE=us-central1-a PROJECT=my-project WORKLOAD=var-d16 \
 #     TPU_TYPE=v5litepod-256 \
 #         experiments/launch/xpk.sh --config=configs/imagenet256/var.py:d16 \
-#         --workdir=gs://my-bucket/var_d16 ...
+#         --workdir=/mnt/shared/var_d16 ...
 #
 # XPK puts this repository on top of IMAGE (default python:3.12), and starts it on every host of the
 # slice as WORKLOAD, a name that the cluster does not have yet. Each installs itself with its TPU
 # extra. A job that loses a host is started anew on all hosts, up to RESTARTS times (default 100),
-# and goes on from the newest checkpoint.
+# and goes on from the newest checkpoint, on a disk that the cluster mounts in every container.
 set -euo pipefail
 
 if [ $# -eq 0 ] || [ -z "${CLUSTER:-}" ] || [ -z "${ZONE:-}" ] || [ -z "${PROJECT:-}" ] ||
