@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -63,7 +64,8 @@ class Trials:
             fields[section].pop(name, None)
         for name in ("mesh", "data"):  # the one is searched, the other not read
             fields.pop(name, None)
-        settings = {"config": json.loads(json.dumps(fields, default=str)), "jax": jax.__version__}
+        settings = {"config": json.loads(json.dumps(fields, default=str))}
+        settings |= {"jax": jax.__version__, "libtpu": metadata.version("libtpu")}
         settings |= {"topology": self.topology, "slices": self._slices(), "program": self.program}
         return settings | ({"inputs": self.inputs} if self.program == "train" else {})
 
