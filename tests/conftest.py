@@ -1,16 +1,13 @@
-"""Test session set-up: eight virtual CPU devices, strict broadcasting, kept programs, flags."""
+"""Test session set-up: eight virtual CPU devices, strict broadcasting, parsed flags."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 # Before jax is imported; set in the environment so that scripts started by tests inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import pytest
@@ -28,18 +25,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Modules that define absl flags are imported by tests without app.run.
 flags.FLAGS.mark_as_parsed()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """One folder of compiled programs for all workers and the scripts they start.
-
-    Tests compile the same ones again and again: runs that are resumed, scripts after one another.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else it is a worker's, or the user's
-        folder = tempfile.mkdtemp(prefix="compiled-")
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-        jax.config.update("jax_compilation_cache_dir", folder)
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")

@@ -247,7 +247,7 @@ def test_another_tokenizer_is_refused(release, tmp_path):
 
 @pytest.mark.parametrize(
     "family",
-    ["var", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llamagen", "rar")), "mar"],
+    ["var", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llamagen", "rar", "mar"))],
 )
 def test_a_release_trains_on_and_goes_back(release, family, tmp_path):
     """Eight devices, other classes; the exported files read back are the live parameters."""

@@ -79,7 +79,7 @@ DEFAULTS: dict[str, Any] = dict(
         clip_norm=1.0,
     ),
     ema=dict(decay=0.0),
-    mesh=dict(data=-1, fsdp=1, tensor=1),
+    mesh=dict(data=-1, fsdp=1, tensor=1, slices=1),
 )
 GENERATOR_ONLY = ("schedule", "backbone", "head", "sampling", "tokenizer_checkpoint")
 

@@ -66,7 +66,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         clip_norm=1.0,
     )
     config.ema = dict(decay=0.999)
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1, slices=1)
     if arg == "demo":
         config.train.update(
             steps=1_000, batch_size=32, eval_every=500, preview_every=500, checkpoint_every=500

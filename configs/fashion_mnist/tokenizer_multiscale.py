@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         clip_norm=1.0,
     )
     config.ema = dict(decay=0.999)
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1, slices=1)
     if arg == "demo":
         config.tokenizer.update(scales=(1, 2, 4, 7), codebook_size=256)
         config.train.update(

@@ -130,5 +130,5 @@ def get_config(arg: str = "base") -> ml_collections.ConfigDict:
         clip_norm=3.0,
     )
     config.ema = dict(decay=0.9999, warmup=False)
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1, slices=1)
     return config

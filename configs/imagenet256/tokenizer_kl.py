@@ -86,5 +86,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         clip_norm=1.0,
     )
     config.ema = dict(decay=0.0)
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1, slices=1)
     return config

@@ -84,7 +84,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         clip_norm=1.0,
     )
     config.ema = dict(decay=0.0)
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1, slices=1)
     if arg == "vq8":
         config.tokenizer.autoencoder.multipliers = (1, 2, 2, 4)
     return config

@@ -144,7 +144,7 @@ def get_config(arg: str = "d16") -> ml_collections.ConfigDict:
         clip_norm=2.0,
     )
     config.ema = dict(decay=0.0)
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1, slices=1)
     if depth >= 24:
         config.mesh.update(data=1, fsdp=-1)
     return config
