@@ -53,7 +53,7 @@ def test_the_same_run_and_harmless_changes_are_let_in(tmp_path):
     record_run(make_config(), tmp_path)
     check_workdir(make_config(), tmp_path)
     moved = make_config(**{"train.log_every": 1, "mesh.data": 4})
-    moved.attention = "xla"
+    moved.attention, moved.mesh.slices = "xla", 2
     check_workdir(moved, tmp_path)
 
 
@@ -80,6 +80,8 @@ def test_foreign_directories_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         check_workdir(make_config(), tmp_path / "file")
+    with pytest.raises(ValueError, match="gs://bucket/run is an address"):
+        check_workdir(make_config(), "gs://bucket/run")
 
 
 def test_environment_gets_a_line_a_start(tmp_path):

@@ -43,6 +43,7 @@ MAY_CHANGE = (
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
+    "mesh.slices",
     "attention",
 )
 
@@ -100,11 +101,16 @@ def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list
 
 
 def check_workdir(config: Mapping[str, Any], workdir: str | Path) -> None:
-    """Refuses a workdir that holds another run; writes nothing.
+    """Refuses a workdir that holds another run, or is no path; writes nothing.
 
     Raises:
         ValueError: names every differing field, or the file that shows another program's run.
     """
+    if "://" in str(workdir):
+        raise ValueError(
+            f"--workdir={workdir} is an address: name a directory, for several hosts one on a disk "
+            "that all of them have mounted"
+        )
     folder = Path(workdir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--workdir={workdir} is a file; name a directory")
