@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 # Before jax is imported; set in the environment so that scripts started by tests inherit it.
@@ -27,14 +25,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Modules that define absl flags are imported by tests without app.run.
 flags.FLAGS.mark_as_parsed()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def leave_old_objects() -> Iterator[None]:
-    """jax keeps what it traced and compiled; collecting garbage need not look through it again."""
-    yield
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
