@@ -63,7 +63,7 @@ def prepare(
         config.train.batch_size = batch_size
     if slices is not None:
         config.mesh.slices = slices
-    check_system(config)
+    check_is_compiled(config)
     settings = read_settings(config, topology_devices(topology, config.mesh.get("slices", 1)))
     if config.get("attention", "auto") == "auto":  # what a TPU would choose
         dropout = config.backbone.get("attention_dropout", 0.0)
@@ -75,7 +75,7 @@ def prepare(
     )
 
 
-def check_system(config: ml_collections.ConfigDict) -> None:
+def check_is_compiled(config: ml_collections.ConfigDict) -> None:
     """Checks that the configuration is of a kind that is compiled here.
 
     Raises:

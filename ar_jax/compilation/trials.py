@@ -13,7 +13,7 @@ import ml_collections
 
 from ar_jax.compilation import search
 from ar_jax.compilation.ahead import (
-    check_system,
+    check_is_compiled,
     compile_sampler,
     compile_train_step,
     topology_devices,
@@ -45,7 +45,7 @@ class Trials:
         Raises:
             ValueError: a system of another kind, a bad topology or batch sizes that none can take.
         """
-        check_system(self.config)
+        check_is_compiled(self.config)
         backbone = self.config.backbone
         heads = math.gcd(backbone.heads, backbone.get("kv_heads") or 0)
         slices = self._slices()

@@ -81,20 +81,13 @@ class CachedSampler:
             )
         if order is not None:
             order = check_order(order, batch_size, schedule.length)
-        knobs = (knobs or Knobs()).as_arrays()
-        factors = len(knobs.step_temperatures)
-        if factors not in (0, schedule.num_steps):
-            raise ValueError(
-                f"sampling.step_temperatures has {factors} numbers; the schedule has "
-                f"{schedule.num_steps} steps: give one for each"
-            )
+        knobs, scales = self._by_step(knobs, guidance)
         if keys is None and noise is None and knobs.temperature > 0:
             raise ValueError(
                 f"neither keys nor noise are given for sampling.temperature {knobs.temperature}: "
                 "give one key an image (`image_keys`) or the noise; only temperature 0 needs none"
             )
         keys = keys if noise is None else None  # one program, whoever gives both
-        scales = (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
         guided = bool(np.any(scales != 1.0))
         inputs = (self.system, self.params, cond, keys, knobs, jnp.asarray(scales), noise, order)
         if not knobs.smooth:
@@ -118,13 +111,22 @@ class CachedSampler:
         guidance: Guidance | None = None,
     ) -> tuple[Any, tuple[Any, ...]]:
         """How to lower the program that draws codes, and its arguments: for benchmarks."""
-        schedule = self.system.schedule
-        scales = (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
-        knobs = (knobs or Knobs()).as_arrays()
+        knobs, scales = self._by_step(knobs, guidance)
         arguments = (self.params, cond, keys, knobs, jnp.asarray(scales), None, None)
         guided = bool(np.any(scales != 1.0))
         lower = functools.partial(draw_codes.lower, self.system, *arguments, guided=guided)
         return lower, arguments
+
+    def _by_step(self, knobs: Knobs | None, guidance: Guidance | None) -> tuple[Knobs, np.ndarray]:
+        """(checked knobs, guidance scale of every step, float32 [S])."""
+        schedule, knobs = self.system.schedule, (knobs or Knobs()).as_arrays()
+        factors = len(knobs.step_temperatures)
+        if factors not in (0, schedule.num_steps):
+            raise ValueError(
+                f"sampling.step_temperatures has {factors} numbers; the schedule has "
+                f"{schedule.num_steps} steps: give one for each"
+            )
+        return knobs, (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
 
     def decode(self, codes: Array, steps: int | None = None) -> Array:
         """Images [B, H, W, C] in [-1, 1] of what the first ``steps`` steps determine."""
