@@ -158,6 +158,9 @@ def splash_kernel(steps: tuple[int, ...], heads: int, interpret: bool = False) -
     """
     mask = padded_mask(steps)
     block = block_size(len(mask))
+    # Keys and values with their rows along the lanes, which both products can use: a head's 64
+    # numbers fill half of a register's lanes, in memory too. Queries the kernel would transpose.
+    rows_last = splash.QKVLayout.SEQ_MINOR
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -165,6 +168,8 @@ def splash_kernel(steps: tuple[int, ...], heads: int, interpret: bool = False) -
         block_kv_dkv=block,
         block_q_dq=block,
         block_kv_dq=block,
+        k_layout=rows_last,
+        v_layout=rows_last,
     )
     heads_mask = splash.MultiHeadMask([splash.NumpyMask(mask)] * heads)
     return splash.make_splash_mha(
