@@ -114,7 +114,7 @@ def test_round_trip_is_exact(family, folder, case, tmp_path, suffix):
                 np.testing.assert_array_equal(found[key], tensor, key)
 
 
-@pytest.mark.parametrize("name", ["rar", "mar"])
+@pytest.mark.parametrize("name", [pytest.param("rar", marks=pytest.mark.slow), "mar"])
 def test_round_trip_of_other_families(name, tmp_path):
     write_directory(convert(name, write_files(name, tmp_path)), tmp_path / "ours")
     outs = tmp_path / "generator.pth", tmp_path / "tokenizer.safetensors"

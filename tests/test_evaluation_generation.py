@@ -269,6 +269,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(gzip.compress(header + array.tobytes()))
 
 
+@pytest.mark.slow
 def test_the_training_script_writes_a_classifier_that_loads(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for prefix, count in (("train", 96), ("t10k", 40)):

@@ -40,7 +40,14 @@ from tests.smoke_runs import (
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.fixture(scope="module", params=list(SYSTEMS))
+@pytest.fixture(
+    scope="module",
+    # The notebook takes VAR the same way.
+    params=[
+        pytest.param("var", marks=pytest.mark.slow),
+        *(name for name in SYSTEMS if name != "var"),
+    ],
+)
 def runs(request, tmp_path_factory, quick_compilation) -> Runs:  # noqa: F811
     folder = tmp_path_factory.mktemp(request.param)
     made = Runs(request.param, write_fashion(folder / "images"), folder / "demo")

@@ -21,8 +21,11 @@ GOLDEN = Path(__file__).parent / "golden" / "var"
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+FIRST, *OTHERS = sorted(path.parent.name for path in GOLDEN.glob("*/spec.json"))
+
+
 @pytest.fixture(
-    scope="module", params=sorted(path.parent.name for path in GOLDEN.glob("*/spec.json"))
+    scope="module", params=[FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 )
 def case(request) -> Case:
     return Case.load(GOLDEN / request.param)

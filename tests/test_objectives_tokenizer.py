@@ -209,7 +209,12 @@ def test_dead_codes_restart_as_vectors_of_the_batch(name, update):
 
 
 @pytest.mark.parametrize(
-    ("name", "update"), [("next_scale", "gradient"), ("next_scale", "ema"), ("raster", "gradient")]
+    ("name", "update"),
+    [
+        pytest.param("next_scale", "gradient", marks=pytest.mark.slow),
+        ("next_scale", "ema"),
+        ("raster", "gradient"),
+    ],
 )
 def test_codebooks_on_one_and_on_eight_devices(name, update):
     """Three steps of gradients, the codebook's own update and restarts."""

@@ -69,15 +69,10 @@ def assert_written_once(workdir: Path, processes: int) -> None:
         assert len(list((newest / "params").glob("ocdbt.process_*"))) == processes
 
 
-SIZES = [
-    pytest.param(2, "var"),
-    pytest.param(2, "llamagen", marks=pytest.mark.slow),
-    pytest.param(4, "var", marks=pytest.mark.slow),
-    pytest.param(4, "llamagen", marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize(("processes", "system"), SIZES)
+# By default two processes against one are those of test_train_resume.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_train_as_one(folder, processes, system):
     """Each of two devices, against one process with all of these.
 

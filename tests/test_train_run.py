@@ -225,6 +225,7 @@ def test_cached_codes_must_be_this_tokenizer_s(tokenizer, tmp_path):
         check(tmp_path / "d", params=params, vocabulary_size=17)
 
 
+@pytest.mark.slow  # test_experiments_systems.py does, with losses equal to those of the images
 def test_a_generator_trains_on_cached_codes(tokenizer, tmp_path):
     write_codes(tmp_path / "codes", load_params(tokenizer, "ema"))
     config = tiny_generator(str(tokenizer))

@@ -1,0 +1,180 @@
+"""A table of what the TPU's compiler says of the official sizes on four topologies.
+
+    python experiments/benchmarks/compilations.py --out=experiments/benchmarks/compilations.json
+    python experiments/benchmarks/compilations.py --only='d16.*v5e' --out=some.json
+
+Every row is one call of experiments/compile_ahead.py in a process of its own, a few minutes and up
+to some GB of memory each. Rows that --out has, by the same versions of jax and libtpu, are not
+compiled again, so that an interrupted table goes on; --again compiles them anew. The table is
+printed and written beside --out as Markdown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:8x8")
+CHIPS = {"v5e:4x4": 16, "v5e:16x16": 256, "v5p:4x4x4": 64, "v6e:8x8": 64}
+MIB, GIB = 2**20, 2**30
+
+ONLY = flags.DEFINE_string("only", "", "Regular expression: the rows whose names it finds.")
+AGAIN = flags.DEFINE_bool("again", False, "Compile what the table has, too.")
+OUT = flags.DEFINE_string("out", None, "JSON file, kept up to date after every row.", required=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One compilation: configuration file and argument, what of it, where, and how many images."""
+
+    system: str
+    size: str
+    topology: str
+    program: str
+    batch_size: int
+    fsdp: int
+    remat: str = ""  # the configuration's own
+
+    @property
+    def name(self) -> str:
+        remat = f", remat {self.remat}" if self.remat else ""
+        mesh = f"data {CHIPS[self.topology] // self.fsdp} x fsdp {self.fsdp}{remat}"
+        return f"{self.program} {self.system}-{self.size} {self.topology} {self.batch_size} {mesh}"
+
+    def command(self, out: Path) -> list[str]:
+        script = str(ROOT / "experiments" / "compile_ahead.py")
+        remat = [f"--config.backbone.remat={self.remat}"] if self.remat else []
+        return [
+            *(sys.executable, script, f"--out={out}", f"--topology={self.topology}"),
+            f"--config={ROOT}/configs/imagenet256/{self.system}.py:{self.size}",
+            *(f"--program={self.program}", f"--batch_size={self.batch_size}"),
+            *(f"--config.mesh.data=-1 --config.mesh.fsdp={self.fsdp}".split()),
+            *remat,
+        ]
+
+
+def rows() -> Iterator[Row]:
+    """What is compiled: 16 images a chip where the parameters allow it, 1,024 in all at most."""
+    for topology in TOPOLOGIES:
+        chips = CHIPS[topology]
+        for system, size, split in (
+            ("var", "d16", 1),
+            ("var", "d24", 64),
+            ("var", "d30", 64),
+            ("llamagen", "XL", 64),
+            ("llamagen", "3B", 64),
+        ):
+            fsdp = min(split, chips)
+            a_chip = 16 if size in ("d16", "XL") else 8
+            images = min(1024, a_chip * chips)
+            yield Row(
+                system=system,
+                size=size,
+                topology=topology,
+                program="train",
+                batch_size=images,
+                fsdp=fsdp,
+            )
+        for system, size in (("var", "d30"), ("llamagen", "3B")):
+            yield Row(
+                system=system,
+                size=size,
+                topology=topology,
+                program="sample",
+                batch_size=4 * chips,
+                fsdp=1,
+            )
+
+
+def compile_row(row: Row) -> dict[str, Any]:
+    """The figures of a row, or why there are none."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, start = Path(folder) / "report.json", time.monotonic()
+        done = subprocess.run(row.command(out), cwd=ROOT, capture_output=True, text=True)
+        spent = time.monotonic() - start
+        if not out.exists():
+            return {"refused": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+        report = json.loads(out.read_text(encoding="utf-8"))
+    found: dict[str, Any] = {"compile_seconds": round(spent, 1), "fits": report.get("fits", False)}
+    if "memory" not in report:  # the compiler gave up
+        return {**found, "needed": report.get("needed"), "capacity": report.get("capacity")}
+    moved = sum(one["bytes_per_run"] for one in report["collectives"])
+    return {
+        **found,
+        "needed": report["memory"]["peak"],
+        "capacity": report["memory"]["capacity"],
+        "seconds": report["seconds"],
+        "mfu": report["mfu"],
+        "collective_bytes": moved,
+        "in_loop": sorted({c["kind"] for c in report["collectives"] if c["in_loop"]}),
+    }
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Markdown of all rows that have been compiled, in their order."""
+    lines = [
+        "| program | system | topology | mesh | images | HBM GiB | ms | MFU | images/s | "
+        "collectives, MiB a chip |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows():
+        figures = found.get(row.name)
+        if figures is None:
+            continue
+        mesh = row.name.split(f" {row.batch_size} ", 1)[1]
+        start = f"| {row.program} | {row.system}-{row.size} | {row.topology} | {mesh} | "
+        lines.append(f"{start}{row.batch_size} | {_figures(row, figures)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _figures(row: Row, figures: dict[str, Any]) -> str:
+    if "refused" in figures:
+        return f"{figures['refused']} | | | |"
+    needed = f"{figures['needed'] / GIB:.1f} of {figures['capacity'] / GIB:.0f}"
+    if not figures["fits"]:
+        return f"does not fit: {needed} | | | |"
+    seconds, moved = figures["seconds"]["total"], figures["collective_bytes"] / MIB
+    rate = row.batch_size / seconds
+    return f"{needed} | {seconds * 1e3:.0f} | {figures['mfu']:.3f} | {rate:,.0f} | {moved:.0f}"
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; write --flag=value")
+    path = Path(OUT.value)
+    versions = {"jax": metadata.version("jax"), "libtpu": metadata.version("libtpu")}
+    kept: dict[str, Any] = {"versions": versions, "rows": {}}
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if earlier["versions"] != versions:
+            raise app.UsageError(
+                f"--out={path} was compiled by {earlier['versions']}, here are {versions}: name "
+                "another file"
+            )
+        kept = earlier
+    wanted = [row for row in rows() if re.search(ONLY.value, row.name)]
+    for index, row in enumerate(wanted):
+        if row.name in kept["rows"] and not AGAIN.value:
+            continue
+        print(f"{index + 1}/{len(wanted)} {row.name}", flush=True)
+        kept["rows"][row.name] = compile_row(row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(table(kept["rows"]), encoding="utf-8")
+    print(table(kept["rows"]))
+
+
+if __name__ == "__main__":
+    app.run(main)
