@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from ar_jax.api import Objective, Params
 from ar_jax.io.run_checkpoints import Checkpoints
-from ar_jax.parallel.mesh import batch_sharding, put_batch, replicated
+from ar_jax.parallel.mesh import batch_sharding, compiler_options, put_batch, replicated
 from ar_jax.parallel.rules import path_name, shardings
 from ar_jax.train.optimizer import Optimizer
 from ar_jax.train.state import (
@@ -87,12 +87,15 @@ def build_program(
         ema_decay=ema_decay,
         ema_warmup=ema_warmup,
     )
+    options = compiler_options(mesh)
     return Program(
         key=key,
         abstract=abstract,
         init=jax.jit(init, donate_argnums=0, out_shardings=places),
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=(places, whole)),
-        eval_step=jax.jit(make_eval_step(objective), out_shardings=whole),
+        train_step=jax.jit(
+            step, donate_argnums=0, out_shardings=(places, whole), compiler_options=options
+        ),
+        eval_step=jax.jit(make_eval_step(objective), out_shardings=whole, compiler_options=options),
         rows=batch_sharding(mesh),
     )
 
