@@ -8,14 +8,18 @@ r"""Compiles a generator's train step or sampler for a TPU topology that is not 
         --topology=v5e:4x4 --search --batch_sizes=256,512,1024 --out=search.json
 
 Needs the TPU compiler (pip install -e '.[ahead]', Linux on x86-64) and no TPU. Printed and
-written as JSON: HBM of a chip against its capacity, the collectives and the mesh axes they go over,
-the compiler's estimate of the time, the MFU that follows, and rooflines. Training is on cached
-codes; with --inputs=images the tokenizer encodes inside the step. Exits with 1 where the program
-does not fit, and says what takes the memory and what to change. --slices=n is for n of the
-topology, over which the batch is split too: their collectives go over DCN, on the axis slice.
+written as JSON: HBM of a chip against its capacity, the compiler's estimate of the time, the MFU
+that follows, and rooflines, of the whole and of its phases (forward, backward, optimizer; a
+sampler's steps); the collectives, the mesh axes they go over, what they take at least over the
+chip's links and how much of that no computation hides. Training is on cached codes; with
+--inputs=images the tokenizer encodes inside the step. A sampler is what draws the codes: their
+decoding is another program. Exits with 1 where the program does not fit, and says what takes the
+memory and what to change. --slices=n is for n of the topology, over which the batch is split too:
+their collectives go over DCN, on the axis slice.
 
 --search compiles for several meshes, rematerialisations and batch sizes, prints those that fit by
-the predicted time of an image, and keeps all in --out: the same command again goes on from there.
+the predicted time of an image, exposed collectives with it, and keeps all in --out: the same
+command again goes on from there.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ import pytest
 
 from ar_jax.compilation.axes import axis_groups, mesh_axes, replica_groups
 from ar_jax.compilation.chips import CHIPS
+from ar_jax.compilation.collectives import find_collectives
 from ar_jax.compilation.estimate import model_flops, rooflines
-from ar_jax.compilation.hlo import total
+from ar_jax.compilation.execution import execute
 from ar_jax.compilation.overflow import (
     DoesNotFit,
     advise,
@@ -77,11 +78,14 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_asynchronous_collectives_count_results_once():
-    found = [(c.kind, c.bytes, c.group, c.asynchronous) for c in total(ASYNCHRONOUS).collectives]
+    found = [
+        (c.kind, c.bytes, c.group, c.asynchronous, c.done)
+        for c in find_collectives(execute(ASYNCHRONOUS))
+    ]
     assert found == [
-        ("all-gather", 16 + 16, 2, True),
-        ("reduce-scatter", 8, 4, True),
-        ("all-reduce", 32, 0, True),
+        ("all-gather", 16 + 16, 2, True, None),
+        ("reduce-scatter", 8, 4, True, 2),
+        ("all-reduce", 32, 0, True, None),
     ]
 
 
@@ -112,10 +116,12 @@ ENTRY %main (a: f32[2]) -> f32[8] {
 
 
 def test_a_collective_spread_over_fusions_counts_once():
-    totals = total(FUSED)
-    assert totals.cycles == 30
-    found = [(c.kind, c.count, c.bytes, c.asynchronous) for c in totals.collectives]
-    assert found == [("all-gather", 3, 32, True)]
+    run = execute(FUSED)
+    assert run.cycles == 30
+    (found,) = find_collectives(run)
+    assert (found.kind, found.count, found.bytes, found.asynchronous) == ("all-gather", 3, 32, True)
+    names = [step.instruction.name for step in run.steps]
+    assert (found.step, found.done) == (names.index("s"), names.index("d"))
 
 
 def test_sizes_are_read():
@@ -223,6 +229,7 @@ def test_rooflines_name_the_higher():
 def collective(**changed):
     found = dict(kind="all-gather", axes="fsdp", group=2, in_loop=True, asynchronous=False)
     found |= dict(over_dcn=False, count=3, bytes=2**20, bytes_per_run=3 * 2**20)
+    found |= dict(seconds=0.002, exposed=0.001)
     return {**found, **changed}
 
 
@@ -230,14 +237,17 @@ def test_equal_collectives_are_added_up():
     rows = summarise_collectives(
         [collective(), collective(count=1, bytes_per_run=2**20), collective(axes="data", count=9)]
     )
-    assert [(row["axes"], row["count"], row["bytes"]) for row in rows] == [
-        ("fsdp", 4, 4 * 2**20),
-        ("data", 9, 3 * 2**20),
+    names = ("axes", "count", "bytes", "seconds", "exposed")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("fsdp", 4, 4 * 2**20, 0.004, 0.002),
+        ("data", 9, 3 * 2**20, 0.002, 0.001),
     ]
 
 
 def test_summary_says_what_fits_and_where_collectives_go():
     names = ("argument", "output", "alias", "temp", "generated_code", "peak")
+    taken = {"compiler": 0.02, "kernels": 0.001, "collectives_exposed": 0.005}
+    phase = {**taken, "compute": 0.01, "bandwidth": 0.003, "bound": "compute"}
     report = {
         "program": "train",
         "topology": "v5e:2x4",
@@ -248,19 +258,31 @@ def test_summary_says_what_fits_and_where_collectives_go():
         "attention": "splash",
         "fits": True,
         "memory": {**dict.fromkeys(names, 2**30), "capacity": 16 * 2**30},
-        "seconds": {"compiler": 0.02, "kernels": 0.001, "total": 0.021},
+        "seconds": {
+            **taken,
+            "total": 0.021,
+            "collectives_overlapped": 0.004,
+            "with_collectives": 0.026,
+        },
         "method": "m",
         "left_out": "l",
         "model_flops": 1e12,
         "model_flops_rule": "r",
         "mfu": 0.25,
+        "mfu_with_collectives": 0.2,
         "rooflines": {"compute": 0.01, "bandwidth": 0.001, "bound": "compute"},
+        "phases": {"forward": phase},
+        "phases_rule": "p",
         "collectives": [collective()],
     }
     text = summary(report)
     assert "fits: peak 1.00 of 16.00 GiB" in text
     assert "time: 21.00 ms a step" in text and "MFU by this estimate: 0.250" in text
-    line = "  all-gather: 3 calls, 3.0 MiB, over fsdp (groups of 2), in a loop, synchronous"
+    assert "with collectives at least 26.00 ms: exposed 5.00, hidden by the rest 4.00" in text
+    line = "  forward: compiler 20.00, kernels 1.00, exposed collectives 5.00; rooflines: compute "
+    assert f"{line}10.00, bandwidth 3.00: compute is the higher" in text
+    line = "  all-gather: 3 calls, 3.0 MiB, over fsdp (groups of 2), in a loop, synchronous, "
+    line += "2.00 ms at least, 1.00 exposed"
     assert text.endswith(line)
     assert summary({**report, "collectives": []}).endswith("  none")
     assert "does not fit" in summary({**report, "fits": False})
@@ -295,6 +317,10 @@ def test_a_sampler_compiles_for_a_topology(tmp_path):
     report = json.loads(out.read_text())
     assert (report["program"], report["batch_size"], report["guided"]) == ("sample", 16, True)
     assert report["fits"] and report["seconds"]["compiler"] > 0
+    steps = [f"step_{number}" for number in range(8)]
+    assert list(report["phases"])[-1] == "other" and set(report["phases"]) <= {*steps, "other"}
+    taken = {name: row["compiler"] for name, row in report["phases"].items()}
+    assert np.isclose(sum(taken.values()), report["seconds"]["compiler"])
     assert any("tensor" in found["axes"] for found in report["collectives"])
     assert "HBM a chip: fits" in done.stdout
 

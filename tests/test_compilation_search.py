@@ -41,7 +41,13 @@ MESH = {"data": 4, "fsdp": 1, "tensor": 1}
 
 def row(batch_size: int = 8, outcome: str = FITS, **changed: Any) -> Row:
     figures = {"seconds": 0.1, "seconds_per_image": 0.1 / batch_size, "mfu": 0.5}
-    figures |= {"collective_bytes": 2**20, "dcn_bytes": 0, "needed": 2**33, "capacity": 2**34}
+    figures |= {
+        "exposed": 0.01,
+        "collective_bytes": 2**20,
+        "dcn_bytes": 0,
+        "needed": 2**33,
+        "capacity": 2**34,
+    }
     found = {"mesh": MESH, "remat": "none", "batch_size": batch_size, "outcome": outcome}
     return found | (figures if outcome == FITS else {"needed": 2**35}) | changed
 
@@ -163,9 +169,10 @@ def test_rows_of_reports_and_verdicts():
     report = {
         "fits": True,
         "batch_size": 8,
-        "seconds": {"total": 0.4},
+        "seconds": {"total": 0.3, "with_collectives": 0.4, "collectives_exposed": 0.1},
         "memory": {"peak": 3, "capacity": 2},
         "mfu": 0.5,
+        "mfu_with_collectives": 0.4,
         "collectives": [
             {"over_dcn": True, "bytes_per_run": 5},
             {"over_dcn": False, "bytes_per_run": 7},
@@ -173,6 +180,7 @@ def test_rows_of_reports_and_verdicts():
     }
     found = fitting_row(report)
     assert found["seconds_per_image"] == 0.05
+    assert (found["exposed"], found["mfu"]) == (0.1, 0.4)
     assert (found["collective_bytes"], found["dcn_bytes"]) == (7, 5)
     assert fitting_row({**report, "fits": False})["outcome"] == TOO_LARGE
     assert too_large_row({"needed": None, "capacity": 2, "of": "program"})["needed"] is None

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ar_jax.compilation.collectives import Collective, find_collectives
 from ar_jax.compilation.dcn import read_transfer
-from ar_jax.compilation.hlo import Collective, total
+from ar_jax.compilation.execution import execute
 from tests.tpu_compiler import NEEDS_COMPILER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,10 +34,16 @@ ENTRY %main (a: f32[64,8]) -> f32[64,8] {
 
 
 def test_a_transfer_through_the_hosts_is_one_collective_over_dcn():
-    assert total(PROGRAM).collectives == [
-        Collective("all-reduce", 1, 2048, 4, False, False, ((0, 1, 2, 3),)),
-        Collective("all-reduce", 1, 2048, 2, False, True, (), over_dcn=True),
-    ]
+    all_reduce = Collective("all-reduce", 1, 2048, 4, False, False, ((0, 1, 2, 3),), 1)
+    crossing = Collective("all-reduce", 1, 2048, 2, False, True, (), 3, 5, over_dcn=True)
+    assert find_collectives(execute(PROGRAM)) == [all_reduce, crossing]
+
+
+def test_a_transfer_begins_at_the_later_of_its_send_and_recv():
+    lines = PROGRAM.splitlines()
+    lines[5], lines[6] = lines[6], lines[5]
+    (_, crossing) = find_collectives(execute("\n".join(lines)))
+    assert (crossing.step, crossing.done) == (3, 5)
 
 
 @pytest.mark.parametrize(

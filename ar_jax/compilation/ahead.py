@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.build import build_objective, build_sampling, create_sampler, trains_tokenizer
 from ar_jax.compilation import estimate as figures
-from ar_jax.compilation.axes import mesh_axes
+from ar_jax.compilation.analysis import analyse
 from ar_jax.compilation.chips import Chip, find_chip
-from ar_jax.compilation.hlo import total
 from ar_jax.compilation.overflow import DoesNotFit, advise, read_overflow
+from ar_jax.compilation.phases import Phase, sample_phase, train_phase
 from ar_jax.objectives.likelihood import init_tokenizer
-from ar_jax.parallel.mesh import SLICE, batch_sharding, replicated, use_mesh
+from ar_jax.parallel.mesh import batch_sharding, replicated, use_mesh
 from ar_jax.parallel.rules import shardings
 from ar_jax.sampling.loop import image_keys
 from ar_jax.train.fields import Settings, read_settings
@@ -120,10 +120,9 @@ def compile_train_step(
             FLOPs are not counted in model_flops.
 
     Returns:
-        Plain numbers: 'memory' (bytes a chip), 'fits', 'seconds' (of a step, see
-        `ar_jax.compilation.estimate.estimate`), 'collectives' (see
-        `ar_jax.compilation.hlo.Collective`; bytes_per_run and axes besides: slice is DCN),
-        'model_flops' (of all chips), 'mfu' and 'rooflines' (seconds).
+        Plain numbers: 'memory' (bytes a chip), 'fits', 'model_flops' (of all chips), 'mfu' of the
+        total time and 'mfu_with_collectives', 'rooflines' (seconds) and what
+        `ar_jax.compilation.analysis.analyse` returns.
 
     Raises:
         DoesNotFit: the program needs more memory than a chip has.
@@ -156,7 +155,7 @@ def compile_train_step(
     params = program.abstract.params
     compiled = _compile(target, lambda: step.lower(program.abstract, frozen, batch, program.key))
     report = {"program": "train", "inputs": inputs, "attention": target.config.attention}
-    return report | _report(target, compiled, params, passes=3)
+    return report | _report(target, compiled, params, train_phase, passes=3)
 
 
 def compile_sampler(
@@ -198,7 +197,7 @@ def compile_sampler(
     compiled = _compile(target, lambda: lower.func(sampler.system, *abstract, **lower.keywords))
     trained = {name: params[name] for name in ("backbone", "head")}
     report = {"program": "sample", "guided": guided, "attention": "xla (cached)"}
-    return report | _report(target, compiled, trained, passes=2 if guided else 1)
+    return report | _report(target, compiled, trained, sample_phase, passes=2 if guided else 1)
 
 
 def _with_sharding(tree: Any, sharding: Any) -> Any:
@@ -242,25 +241,18 @@ def _compile(target: Target, lower: Any) -> Any:
             raise DoesNotFit(verdict) from error
 
 
-def _report(target: Target, compiled: Any, params: Any, *, passes: int) -> dict[str, Any]:
+def _report(
+    target: Target, compiled: Any, params: Any, phase: Phase, *, passes: int
+) -> dict[str, Any]:
     chip, system = target.chip, target.objective.system
     mesh, rows = target.settings.mesh, target.settings.train.batch_size
-    devices = mesh.size
+    devices, sizes = mesh.size, dict(mesh.shape)
     memory = _memory(compiled, chip)
     flops = figures.model_flops(params, system, rows, passes=passes)
-    totals = total(compiled.as_text())
     share = figures.visible_share(system.backbone.row_steps)
-    seconds = figures.estimate(totals, chip, share)
-    sizes = dict(mesh.shape)
-    inside = {axis: size for axis, size in sizes.items() if axis != SLICE}  # see `dcn`
-    collectives = [
-        {
-            **{name: value for name, value in vars(found).items() if name != "groups"},
-            "bytes_per_run": found.count * found.bytes,
-            "axes": SLICE if found.over_dcn else mesh_axes(found.groups, inside),
-        }
-        for found in totals.collectives
-    ]
+    found = analyse(compiled.as_text(), chip, target.topology, sizes, phase, share)
+    seconds = found["seconds"]
+    at_peak = flops / (devices * chip.peak)
     return {
         "topology": target.topology,
         "devices": devices,
@@ -271,12 +263,10 @@ def _report(target: Target, compiled: Any, params: Any, *, passes: int) -> dict[
         "memory": memory,
         "model_flops": flops,
         "model_flops_rule": figures.FLOPS_RULE,
-        "seconds": seconds,
-        "method": figures.METHOD,
-        "left_out": figures.left_out(totals),
-        "mfu": flops / (devices * chip.peak * seconds["total"]),
+        "mfu": at_peak / seconds["total"],
+        "mfu_with_collectives": at_peak / seconds["with_collectives"],
         "rooflines": figures.rooflines(flops, memory, chip, devices),
-        "collectives": collectives,
+        **found,
     }
 
 

@@ -17,6 +17,9 @@ class Chip:
         capacity: bytes of HBM.
         bandwidth: bytes a second between HBM and the chip.
         mxu: rows and columns of a matrix unit.
+        interconnect: bytes a second out of a chip over all its links to others of its slice.
+        links: of a chip, two to each dimension of the torus.
+        network: bytes a second out of a chip to other slices (its share of its host's).
     """
 
     accelerator: str
@@ -25,9 +28,15 @@ class Chip:
     capacity: int
     bandwidth: float
     mxu: int
+    interconnect: float
+    links: int
+    network: float
 
 
 # Published peaks and sizes; the clocks follow from the peaks and the number of MXUs (our reading).
+# Interconnect and network are those of docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}: 1,600, 4,800
+# and 3,200 Gbit/s a chip (400, 1,200 and 800 GB/s where both directions are counted; an older page
+# of v6e has 3,584); 6.4 and 25.6 Tbit/s a pod of 256 chips of v5e and v6e, 50 Gbit/s a chip of v5p.
 CHIPS = {
     "v5e": Chip(
         accelerator="v5litepod",
@@ -36,6 +45,9 @@ CHIPS = {
         capacity=16 * 2**30,
         bandwidth=819e9,
         mxu=128,
+        interconnect=200e9,
+        links=4,
+        network=25e9 / 8,
     ),
     "v5p": Chip(
         accelerator="v5p",
@@ -44,6 +56,9 @@ CHIPS = {
         capacity=95 * 2**30,
         bandwidth=2765e9,
         mxu=128,
+        interconnect=600e9,
+        links=6,
+        network=50e9 / 8,
     ),
     "v6e": Chip(
         accelerator="v6e",
@@ -52,6 +67,9 @@ CHIPS = {
         capacity=32 * 2**30,
         bandwidth=1640e9,
         mxu=256,
+        interconnect=400e9,
+        links=4,
+        network=100e9 / 8,
     ),
 }
 
@@ -69,6 +87,11 @@ def find_chip(topology: str) -> Chip:
             "'v5e:4x4' or 'v5p:4x4x4'"
         )
     return CHIPS[kind]
+
+
+def dimensions(topology: str) -> tuple[int, ...]:
+    """(4, 4) of 'v5e:4x4'."""
+    return tuple(int(size) for size in topology.partition(":")[2].split("x"))
 
 
 def prepare_environment(topology: str) -> None:

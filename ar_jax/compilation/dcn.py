@@ -28,6 +28,12 @@ def read_transfer(line: str) -> Transfer | None:
     return KINDS.get(name, name), slices
 
 
+def read_rendezvous(line: str) -> str | None:
+    """What a send and the recv of the same transfer have in common."""
+    found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', line)
+    return found.group(1) if found else None
+
+
 def _span(part: str) -> int:
     """Numbers in '3' or '0:3', whose end is one of them."""
     first, _, last = part.partition(":")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from ar_jax.compilation.chips import Chip
-from ar_jax.compilation.hlo import Kernel, Totals, shape_bytes
+from ar_jax.compilation.execution import Executed, Run
+from ar_jax.compilation.exposure import RULE as COLLECTIVES
+from ar_jax.compilation.exposure import Timed
+from ar_jax.compilation.hlo import Shape, shape_bytes
 from ar_jax.nn.splash import block_size, padded_mask, visible_rows
 from ar_jax.parallel.rules import path_name
 
@@ -18,12 +23,13 @@ PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 METHOD = (
     "sum of the compiler's estimated_cycles of every executed instruction, times the trip counts "
     "of the loops around it, over the chip's clock; custom kernels, which carry none, by the "
-    "larger of bytes over bandwidth and FLOPs over peak"
+    "larger of bytes over bandwidth and FLOPs over peak; collectives, which carry none either, "
+    f"apart: {COLLECTIVES}"
 )
 LEFT_OUT = (
-    "all collectives (they carry no cycles; exposed and hidden are not told apart) and waiting for "
-    "slower chips; the host, input and checkpoints; what custom kernels take beyond that bound; a "
-    "clock below its nominal rate"
+    "what collectives and custom kernels take beyond those bounds (latency, links that are not "
+    "there or shared) and waiting for slower chips; the host, input and checkpoints; a clock below "
+    "its nominal rate"
 )
 FLOPS_RULE = (
     "matrix products of backbone and head: 2 FLOPs a weight and row forward, twice that backward; "
@@ -31,39 +37,86 @@ FLOPS_RULE = (
 )
 
 
-def left_out(totals: Totals) -> str:
+def left_out(run: Run) -> str:
     """What is not in the seconds of a program, in words."""
-    if not totals.unknown_loops:
+    if not run.unknown_loops:
         return LEFT_OUT
-    return f"{LEFT_OUT}; all turns but one of {totals.unknown_loops} loops that end by their data"
+    return f"{LEFT_OUT}; all turns but one of {run.unknown_loops} loops that end by their data"
 
 
-def estimate(totals: Totals, chip: Chip, visible: float) -> dict[str, float]:
-    """Seconds of one run on one device.
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A custom kernel: its name and the shapes of operands and results."""
 
-    'compiler' is the sum of the compiler's estimated cycles over the chip's clock; 'kernels' what
-    custom kernels, of which it estimates none, take at least: each the larger of its bytes over the
-    bandwidth and, for attention, its FLOPs over the peak at the part of the MXU that a head's
-    width fills. For what is not in it see `left_out`.
-
-    Args:
-        visible: share of the attention's blocks that are computed.
-    """
-    compiler = totals.cycles / chip.clock
-    kernels = sum(k.count * _kernel_seconds(k, chip, visible) for k in totals.kernels)
-    return {"compiler": compiler, "kernels": kernels, "total": compiler + kernels}
+    name: str
+    operands: tuple[Shape, ...]
+    results: tuple[Shape, ...]
 
 
-def _kernel_seconds(kernel: Kernel, chip: Chip, visible: float) -> float:
-    moved = sum(shape_bytes(shape) for shape in kernel.operands + kernel.results)
-    by_bytes = moved / chip.bandwidth
+def kernel_of(step: Executed) -> Kernel | None:
+    """The custom kernel that an instruction calls."""
+    instruction = step.instruction
+    if instruction.opcode != "custom-call" or "tpu_custom_call" not in instruction.line:
+        return None
+    operands = tuple(shape for one in step.operands for shape in one.shapes)
+    return Kernel(instruction.name, operands, instruction.shapes)
+
+
+def kernel_flops(kernel: Kernel, visible: float) -> float:
+    """FLOPs of one call, if it is of attention; 0 for others."""
     products = next((n for name, n in PRODUCTS.items() if kernel.name.startswith(name)), 0)
     heads = [dims for _, dims in kernel.operands if len(dims) == 4]
     if not products or not heads:
-        return by_bytes
+        return 0.0
     batch, count, rows, width = heads[0]
-    flops = products * 2 * batch * count * rows * rows * width * visible
-    return max(by_bytes, flops / (chip.peak * min(1.0, width / chip.mxu)))
+    return products * 2 * batch * count * rows * rows * width * visible
+
+
+def kernel_seconds(kernel: Kernel, chip: Chip, visible: float) -> float:
+    """What one call takes at least: bytes over bandwidth or FLOPs over peak.
+
+    Of the peak, as much as a head's width fills of the MXU.
+    """
+    moved = sum(shape_bytes(shape) for shape in kernel.operands + kernel.results)
+    flops = kernel_flops(kernel, visible)
+    if not flops:
+        return moved / chip.bandwidth
+    width = next(dims[3] for _, dims in kernel.operands if len(dims) == 4)
+    return max(moved / chip.bandwidth, flops / (chip.peak * min(1.0, width / chip.mxu)))
+
+
+def step_seconds(step: Executed, chip: Chip, visible: float) -> dict[str, float]:
+    """'compiler' and 'kernels' of all executions of one instruction."""
+    kernel = kernel_of(step)
+    bound = step.times * kernel_seconds(kernel, chip, visible) if kernel else 0.0
+    return {"compiler": step.cycles / chip.clock, "kernels": bound}
+
+
+def estimate(run: Run, chip: Chip, visible: float, timed: Sequence[Timed]) -> dict[str, float]:
+    """Seconds of one run on one device.
+
+    'compiler' is the sum of the compiler's estimated cycles over the chip's clock; 'kernels' what
+    custom kernels, of which it estimates none, take at least (see `kernel_seconds`); 'total' their
+    sum. 'collectives_exposed' and 'collectives_overlapped' are lower bounds of what is not and what
+    is hidden by those, 'with_collectives' is the total with what is not. For what is in none of
+    them see `left_out`.
+
+    Args:
+        visible: share of the attention's blocks that are computed.
+        timed: the run's collectives.
+    """
+    compiler = run.cycles / chip.clock
+    kernels = sum(step_seconds(step, chip, visible)["kernels"] for step in run.steps)
+    total = compiler + kernels
+    exposed = sum(one.exposed for one in timed)
+    return {
+        "compiler": compiler,
+        "kernels": kernels,
+        "total": total,
+        "collectives_exposed": exposed,
+        "collectives_overlapped": sum(one.overlapped for one in timed),
+        "with_collectives": total + exposed,
+    }
 
 
 def visible_share(steps: tuple[int, ...]) -> float:

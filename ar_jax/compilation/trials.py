@@ -66,6 +66,7 @@ class Trials:
             fields.pop(name, None)
         settings = {"config": json.loads(json.dumps(fields, default=str))}
         settings |= {"jax": jax.__version__, "libtpu": metadata.version("libtpu")}
+        settings["seconds"] = "with exposed collectives"  # unlike those of files from before
         settings |= {"topology": self.topology, "slices": self._slices(), "program": self.program}
         return settings | ({"inputs": self.inputs} if self.program == "train" else {})
 

@@ -81,32 +81,36 @@ class Likelihood:
         """See `ar_jax.api.Objective`; ``frozen`` is ``{'tokenizer': ...}``."""
         system, mask = self.system, batch.get("mask")
         drop_key, dropout_key, path_key, order_key, draw_key = jax.random.split(key, 5)
-        codes = self._codes(frozen, batch)
+        with jax.named_scope("tokenizer"):  # as those below: for `ar_jax.compilation.phases`
+            codes = self._codes(frozen, batch)
         share = random_share(system.schedule, step)
         order = batch.get("order")
         if order is None and train and system.schedule.random:
             order = draw_orders(order_key, share, *codes.shape)
         if order is not None:
             codes = jnp.take_along_axis(codes, order, axis=1)
-        context = system.tokenizer.apply({"params": frozen["tokenizer"]}, codes, method="contexts")
+        with jax.named_scope("tokenizer"):
+            frozen_params = {"params": frozen["tokenizer"]}
+            context = system.tokenizer.apply(frozen_params, codes, method="contexts")
         cond = self._condition(batch, drop_key, train)
         rngs = {"dropout": dropout_key, "drop_path": path_key} if train else None
         if train and self.self_correction:
             logits = jax.lax.stop_gradient(self._logits(params, context, cond, order, rngs))
             codes, context = self._corrected(frozen, codes, logits, draw_key)
         logits = self._logits(params, context, cond, order, rngs)  # [B, L, V]
-        nll = system.head.loss(logits, codes)  # [B, L]
-        loss = nll
-        if train and self.label_smoothing:
-            loss = system.head.loss(logits, codes, label_smoothing=self.label_smoothing)
-        correct = (jnp.argmax(logits, -1) == codes).astype(jnp.float32)
-        metrics = {"nll": weighted_mean(nll, mask), "accuracy": weighted_mean(correct, mask)}
-        if train and system.schedule.random:
-            metrics["random_share"] = share
-        for name, (first, last) in self._groups().items():
-            metrics[f"nll/{name}"] = weighted_mean(nll[:, first:last], mask)
-            metrics[f"accuracy/{name}"] = weighted_mean(correct[:, first:last], mask)
-        return weighted_mean(loss, mask), Aux(metrics=metrics)
+        with jax.named_scope("head_and_loss"):
+            nll = system.head.loss(logits, codes)  # [B, L]
+            loss = nll
+            if train and self.label_smoothing:
+                loss = system.head.loss(logits, codes, label_smoothing=self.label_smoothing)
+            correct = (jnp.argmax(logits, -1) == codes).astype(jnp.float32)
+            metrics = {"nll": weighted_mean(nll, mask), "accuracy": weighted_mean(correct, mask)}
+            if train and system.schedule.random:
+                metrics["random_share"] = share
+            for name, (first, last) in self._groups().items():
+                metrics[f"nll/{name}"] = weighted_mean(nll[:, first:last], mask)
+                metrics[f"accuracy/{name}"] = weighted_mean(correct[:, first:last], mask)
+            return weighted_mean(loss, mask), Aux(metrics=metrics)
 
     def finish(
         self, params: Params, stats: Stats, sums: Any, last: Any, key: Array
@@ -135,7 +139,8 @@ class Likelihood:
             train=rngs is not None,
             rngs=rngs,
         )
-        return self.system.head.apply({"params": params["head"]}, hidden)
+        with jax.named_scope("head_and_loss"):
+            return self.system.head.apply({"params": params["head"]}, hidden)
 
     def _corrected(
         self, frozen: Params, codes: Array, logits: Array, key: Array
@@ -146,7 +151,8 @@ class Likelihood:
         wrong = jax.random.bernoulli(choice_key, share, codes.shape)
         drawn = self.system.head.draw(logits, jax.random.gumbel(noise_key, logits.shape))
         tokenizer = {"params": frozen["tokenizer"]}
-        return self.system.tokenizer.apply(tokenizer, codes, drawn, wrong, method="correct")
+        with jax.named_scope("tokenizer"):
+            return self.system.tokenizer.apply(tokenizer, codes, drawn, wrong, method="correct")
 
     def _condition(self, batch: Batch, key: Array, train: bool) -> Cond:
         conditioner = self.system.backbone.conditioner

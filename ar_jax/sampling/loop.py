@@ -261,8 +261,10 @@ def draw_steps(
 
     cache = system.backbone.init_cache(2 * batch_size if guided else batch_size)
     carry = system.tokenizer.apply({"params": params["tokenizer"]}, batch_size, method="begin")
-    codes, carry, context, cache = step(0, None, carry, cache)
-    if schedule.equal_steps and schedule.num_steps > 1:
+    scans = schedule.equal_steps and schedule.num_steps > 1
+    with jax.named_scope("prefill" if scans else "step_0"):  # for `ar_jax.compilation.phases`
+        codes, carry, context, cache = step(0, None, carry, cache)
+    if scans:
 
         def body(state: tuple, index: Array) -> tuple[tuple, Array]:
             context, carry, cache = state
@@ -270,12 +272,14 @@ def draw_steps(
             return (context, carry, cache), codes
 
         state = (context, carry, cache)
-        (_, carry, _), rest = jax.lax.scan(body, state, jnp.arange(1, schedule.num_steps))
+        with jax.named_scope("decode"):
+            (_, carry, _), rest = jax.lax.scan(body, state, jnp.arange(1, schedule.num_steps))
         rest = jnp.moveaxis(rest, 0, 1).reshape(batch_size, -1)  # [S-1, B, n] -> [B, L-n]
         return to_cells(jnp.concatenate([codes, rest], axis=1), order), carry
     drawn = [codes]
     for index in range(1, schedule.num_steps):
-        codes, carry, context, cache = step(index, context, carry, cache)
+        with jax.named_scope(f"step_{index}"):
+            codes, carry, context, cache = step(index, context, carry, cache)
         drawn.append(codes)
     return to_cells(jnp.concatenate(drawn, axis=1), order), carry
 

@@ -50,43 +50,44 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
         loss, grads, aux = accumulate(objective, state, frozen, batch, step_key, accumulation)
-        grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        with jax.named_scope("optimizer"):  # for `ar_jax.compilation.phases`
+            grad_norm = optax.tree.norm(grads)
+            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-        updates, opt_state = optimizer.transform.update(
-            grads, state.opt_state, state.params, step=state.step
-        )
-        params = optax.apply_updates(state.params, updates)
-        finish_key = jax.random.fold_in(step_key, accumulation)
-        params, stats = objective.finish(params, state.stats, aux.sums, aux.last, finish_key)
-        ema = state.ema
-        if ema_decay:
-            decay = ema_rate(state.step, ema_decay, ema_warmup)
-            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+            updates, opt_state = optimizer.transform.update(
+                grads, state.opt_state, state.params, step=state.step
+            )
+            params = optax.apply_updates(state.params, updates)
+            finish_key = jax.random.fold_in(step_key, accumulation)
+            params, stats = objective.finish(params, state.stats, aux.sums, aux.last, finish_key)
+            ema = state.ema
+            if ema_decay:
+                decay = ema_rate(state.step, ema_decay, ema_warmup)
+                ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
 
-        new = (params, opt_state, ema, stats)
-        old = (state.params, state.opt_state, state.ema, state.stats)
-        params, opt_state, ema, stats = jax.tree.map(
-            lambda after, before: jnp.where(finite, after, before), new, old
-        )
-        state = TrainState(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            ema=ema,
-            stats=stats,
-            bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
-            bad_total=state.bad_total + jnp.where(finite, 0, 1),
-        )
-        metrics = {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(params),
-            "learning_rate": optimizer.learning_rate(state.step - 1),
-            "weight_decay": optimizer.weight_decay(state.step - 1),
-            "bad_steps": state.bad_steps,
-            "bad_total": state.bad_total,
-        }
+            new = (params, opt_state, ema, stats)
+            old = (state.params, state.opt_state, state.ema, state.stats)
+            params, opt_state, ema, stats = jax.tree.map(
+                lambda after, before: jnp.where(finite, after, before), new, old
+            )
+            state = TrainState(
+                step=state.step + 1,
+                params=params,
+                opt_state=opt_state,
+                ema=ema,
+                stats=stats,
+                bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+                bad_total=state.bad_total + jnp.where(finite, 0, 1),
+            )
+            metrics = {
+                "loss": loss,
+                "grad_norm": grad_norm,
+                "param_norm": optax.tree.norm(params),
+                "learning_rate": optimizer.learning_rate(state.step - 1),
+                "weight_decay": optimizer.weight_decay(state.step - 1),
+                "bad_steps": state.bad_steps,
+                "bad_total": state.bad_total,
+            }
         return state, merge(metrics, aux.metrics)
 
     return train_step
@@ -131,8 +132,9 @@ def accumulate(
 
     def body(carry: Any, inputs: tuple[Array, Batch]) -> tuple[Any, None]:
         value, grads, aux = value_and_grad(*inputs)
-        summed = (value, grads, aux.metrics, aux.sums)
-        return (jax.tree.map(jnp.add, carry[0], summed), aux.last), None
+        one = (value, grads, aux.metrics, aux.sums)
+        with jax.named_scope("optimizer"):
+            return (jax.tree.map(jnp.add, carry[0], one), aux.last), None
 
     first = jax.tree.map(lambda rows: rows[0], micros)
     shapes = jax.eval_shape(value_and_grad, 0, first)
