@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before jax is imported; set in the environment so that scripts started by tests inherit it.
@@ -25,6 +26,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Modules that define absl flags are imported by tests without app.run.
 flags.FLAGS.mark_as_parsed()
+
+
+# Each compiled program takes a few of the 65,530 memory mappings that Linux grants a process by
+# default; the program that gets none crashes it, deep in XLA.
+MAPPINGS, ENOUGH = Path("/proc/self/maps"), 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings() -> Iterator[None]:
+    """Forgets compiled programs after a file of tests, once there are many."""
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > ENOUGH:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

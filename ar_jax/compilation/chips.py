@@ -35,8 +35,8 @@ class Chip:
 
 # Published peaks and sizes; the clocks follow from the peaks and the number of MXUs (our reading).
 # Interconnect and network are those of docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}: 1,600, 4,800
-# and 3,200 Gbit/s a chip (400, 1,200 and 800 GB/s where both directions are counted; an older page
-# of v6e has 3,584); 6.4 and 25.6 Tbit/s a pod of 256 chips of v5e and v6e, 50 Gbit/s a chip of v5p.
+# and 3,200 Gbit/s a chip (400, 1,200 and 800 GB/s where both directions are counted);
+# 6.4 and 25.6 Tbit/s a pod of 256 chips of v5e and v6e, 50 Gbit/s a chip of v5p.
 CHIPS = {
     "v5e": Chip(
         accelerator="v5litepod",
