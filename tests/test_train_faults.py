@@ -15,6 +15,7 @@ from ar_jax.io.checkpoint import DATA, FOLDER, list_steps
 from ar_jax.io.metrics import JSONL, read_jsonl
 from tests.faulty_run import EVERY, STEPS, run_toy, start, start_pair
 from tests.quick_compilation import quick_compilation  # noqa: F401
+from tests.test_io_checkpoint_damage import change_value
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -139,9 +140,11 @@ def end_pair(workdir: Path, flags: str, logs: Path, code: int = 0) -> list[str]:
 
 
 @pytest.mark.slow  # three runs of two processes each
-@pytest.mark.parametrize("damage", ["position", "arrays"])
+@pytest.mark.parametrize("damage", ["position", "arrays", "values"])
 def test_damage_that_one_of_two_processes_sees_sends_both_back(tmp_path, expected, damage):
-    """The second process's own position, or a file that fails in orbax while both read arrays."""
+    """The second process's own position, a file that fails in orbax while both read arrays, or
+    values that only the sum over both tells from those that were saved.
+    """
     workdir = tmp_path / "run"
     end_pair(workdir, "--stop_at=5", tmp_path / "first")
     *_, before, newest = list_steps(workdir)
@@ -149,6 +152,8 @@ def test_damage_that_one_of_two_processes_sees_sends_both_back(tmp_path, expecte
     latest = workdir / FOLDER / str(newest)
     if damage == "position":
         (latest / DATA / "process_1-of-2.json").write_text("garbage")
+    elif damage == "values":
+        change_value(latest, "params/backbone/class_embed/embedding")
     else:
         (latest / "params" / "array_metadatas" / "process_0").write_text("")
 
