@@ -113,6 +113,8 @@ def run_toy(
     fill: str = "",
     fill_at: int = 0,
     free_at: int = 0,
+    hang_at: int = 0,
+    stuck_after: int = 1800,
 ) -> Any:
     """Trains to `STEPS`, or from step ``first`` on to ``stop_at``, evaluating after every step."""
     config = toy_config(
@@ -122,9 +124,11 @@ def run_toy(
         **dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True)),
     )
     config.train.skip_damaged_checkpoints = skip_damaged
+    config.train.stuck_after_seconds = stuck_after
     config.train.keep_checkpoints = 3
     events = Events(workdir, first, stop_at, fill, fill_at, free_at)
-    return train(config, HeavyObjective(ballast=ballast), {}, workdir, toy_data(config), events)
+    data = toy_data(config, hang_at=hang_at)
+    return train(config, HeavyObjective(ballast=ballast), {}, workdir, data, events)
 
 
 def start(workdir: Path, arguments: str, *, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
@@ -147,8 +151,9 @@ def main() -> None:
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--mesh", default="2,2,2", help="data,fsdp,tensor")
-    for name in ("first", "stop_at", "ballast", "fill_at", "free_at", "process"):
+    for name in ("first", "stop_at", "ballast", "fill_at", "free_at", "hang_at", "process"):
         parser.add_argument(f"--{name}", type=int, default=0)
+    parser.add_argument("--stuck_after", type=int, default=1800)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--address", default="")
     parser.add_argument("--fill", default="")
