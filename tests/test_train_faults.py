@@ -170,6 +170,23 @@ def test_damage_that_one_of_two_processes_sees_sends_both_back(tmp_path, expecte
     assert_same_losses(losses(workdir), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("full_on", [0, 1])
+def test_a_save_that_fails_on_one_of_two_processes_fails_for_both(tmp_path, full_on):
+    """One of them can write no large file from step 4 to 8: step 6 is nobody's, 9 and 12 are."""
+    workdir = tmp_path / "run"
+    flags = f"--ballast=32 --full_on={full_on} --fill_at=4 --free_at=8 --hosts_wait=20"
+    texts = end_pair(workdir, flags, tmp_path / "logs")
+    failed = f"saving step 6 in {workdir}/{FOLDER} failed"
+    assert "File too large" in texts[full_on].partition(failed)[2].splitlines()[0]
+    assert failed in texts[1 - full_on]
+    assert not any(f"saving step {step}" in text for text in texts for step in (9, 12))
+    assert list_steps(workdir) == [3, 9, 12]
+    written = read_jsonl(workdir / JSONL)
+    failures = [r["checkpoint/failed_saves"] for r in written if "checkpoint/failed_saves" in r]
+    assert failures == [1.0]
+
+
 def test_goes_on_exactly_on_other_devices(tmp_path, expected):
     """fsdp 8, then data 4 x tensor 2, then 4 devices, then 1, then 8 again: one run's losses."""
     run_toy(tmp_path, mesh=(1, 8, 1), stop_at=2)

@@ -32,6 +32,9 @@ from ar_jax.io.checksums import Checksums, find_change, tree_checksums
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+# Seconds after which a save fails on a host because another's part of it is not written: the others
+# learn no earlier that it failed there, and the next save waits until they have.
+HOSTS_WAIT = 1200
 SLICED_FROM = 1 << 20  # bytes that each replica must have to write, for it to help the others
 
 
@@ -307,4 +310,5 @@ def _with_copies() -> ocp.Context:
     """Replicas write slices of large arrays alone: the slices of each shape compile a program."""
     context = ocp.Context()
     context.array.saving.min_slice_bytes_for_replica_parallel = SLICED_FROM
+    context.async_options.timeout_secs = HOSTS_WAIT
     return context
