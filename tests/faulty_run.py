@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 import os
+import resource
 import signal
 import subprocess
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 import jax
 
+from ar_jax.io import run_checkpoints
 from ar_jax.io.checkpoint import list_steps
 from ar_jax.train.loop import train
 from tests.local_processes import free_address, start_module, start_modules
@@ -75,10 +77,10 @@ class Events:
         self._step += 1
         if self._step == self._fill_at:
             wait_for_checkpoint(self._workdir, (self._step - 1) // EVERY * EVERY)
-            fill_disk(self._filler)
+            fill_disk(self._filler) if self._filler.name else limit_files(1 << 20)
         if self._step == self._free_at:
             assert self._failed.seen.wait(timeout=60), "no save failed while the disk was full"
-            self._filler.unlink()
+            self._filler.unlink() if self._filler.name else limit_files(resource.RLIM_INFINITY)
         if self._step == self._stop_at - 1:  # it ends after the next one
             os.kill(os.getpid(), signal.SIGTERM)
         return iter(toy_eval(rows=16))
@@ -102,6 +104,11 @@ def fill_disk(path: Path) -> None:
             logging.getLogger(__name__).error("filled the disk: %s", error)
 
 
+def limit_files(size: int) -> None:
+    """Lets this process write no file of more bytes: a full disk that no other process has."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
 def run_toy(
     workdir: Path,
     *,
@@ -113,8 +120,17 @@ def run_toy(
     fill: str = "",
     fill_at: int = 0,
     free_at: int = 0,
+    full_on: int = 0,
+    hang_at: int = 0,
+    stuck_after: int = 1800,
 ) -> Any:
-    """Trains to `STEPS`, or from step ``first`` on to ``stop_at``, evaluating after every step."""
+    """Trains to `STEPS`, or from step ``first`` on to ``stop_at``, evaluating after every step.
+
+    From step ``fill_at`` to ``free_at`` a file ``fill`` fills the disk; '': process ``full_on``
+    alone can write no large file.
+    """
+    if not fill and jax.process_index() != full_on:
+        fill_at = free_at = 0
     config = toy_config(
         train__steps=STEPS,
         train__eval_every=1,
@@ -122,9 +138,11 @@ def run_toy(
         **dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True)),
     )
     config.train.skip_damaged_checkpoints = skip_damaged
+    config.train.stuck_after_seconds = stuck_after
     config.train.keep_checkpoints = 3
     events = Events(workdir, first, stop_at, fill, fill_at, free_at)
-    return train(config, HeavyObjective(ballast=ballast), {}, workdir, toy_data(config), events)
+    data = toy_data(config, hang_at=hang_at)
+    return train(config, HeavyObjective(ballast=ballast), {}, workdir, data, events)
 
 
 def start(workdir: Path, arguments: str, *, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
@@ -147,8 +165,11 @@ def main() -> None:
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--mesh", default="2,2,2", help="data,fsdp,tensor")
-    for name in ("first", "stop_at", "ballast", "fill_at", "free_at", "process"):
+    counts = ("first", "stop_at", "ballast", "fill_at", "free_at", "full_on", "hang_at", "process")
+    for name in counts:
         parser.add_argument(f"--{name}", type=int, default=0)
+    parser.add_argument("--hosts_wait", type=int, default=1200)
+    parser.add_argument("--stuck_after", type=int, default=1800)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--address", default="")
     parser.add_argument("--fill", default="")
@@ -159,6 +180,7 @@ def main() -> None:
     if processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, processes, process)
+    run_checkpoints.HOSTS_WAIT = given.pop("hosts_wait")
     given["mesh"] = tuple(int(size) for size in given["mesh"].split(","))
     run_toy(given.pop("workdir"), **given)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorstore
 
 from ar_jax.io.checkpoint import FOLDER, holds_only_params, list_steps
-from ar_jax.io.checkpoint_health import DamagedCheckpoint
+from ar_jax.io.checkpoint_health import CHECKSUMS, RECORD, DamagedCheckpoint
 from ar_jax.io.run_checkpoints import Checkpoints
 from ar_jax.parallel.mesh import make_mesh
 from tests.test_io_checkpoint import abstract, make_data, make_parts
@@ -63,6 +65,24 @@ def empty(folder: Path) -> None:
     folder.mkdir()
 
 
+def change_value(checkpoint: Path, name: str = "params/mlp/up/kernel") -> None:
+    """Flips the sign of one entry of a parameter, in files that are as good as before."""
+    part, _, key = name.partition("/")
+    path = {"driver": "ocdbt", "base": f"file://{checkpoint / part}/"}
+    path["path"] = key.replace("/", ".") + "/"
+    array = tensorstore.open({"driver": "zarr3", "kvstore": path}, open=True).result()
+    place = (1,) * array.rank
+    array[place].write(-array[place].read().result()).result()
+
+
+def drop_checksums(checkpoint: Path) -> None:
+    """As checkpoints were saved before there were any."""
+    record = json.loads((checkpoint / RECORD).read_text())
+    assert record["custom_metadata"].pop(CHECKSUMS)
+    (checkpoint / RECORD).write_text(json.dumps(record))
+
+
+CHANGED = "not the values that were saved"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "arrays cut": (lambda c: truncate(data_file(c)), "Error reading"),
     "arrays gone": (lambda c: data_file(c).unlink(), "Error reading"),
@@ -77,6 +97,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "position gone": (
         lambda c: (c / "data/process_0-of-1.json").unlink(),
         "data/process_.*there are 0",
+    ),
+    "parameter changed": (change_value, f"params/mlp/up/kernel: {CHANGED}"),
+    "EMA changed": (
+        lambda c: change_value(c, "ema/mlp/up/bias"),
+        f"damaged: ema/mlp/up/bias: {CHANGED}",
+    ),
+    "moments changed": (
+        lambda c: change_value(c, "state/opt_state.1.mu.mlp.up.kernel"),
+        f"state/opt_state/1/mu/mlp/up/kernel: {CHANGED}",
     ),
     "all gone": (empty, "_CHECKPOINT_METADATA cannot be read"),
 }
@@ -124,6 +153,28 @@ def test_goes_back_and_keeps_what_is_damaged(workdir, caplog):
         moved = workdir / FOLDER / f"{step}.damaged"
         there = [moved / path.relative_to(workdir / FOLDER / step) for path in paths]
         assert sorted(moved.rglob("*")) == there
+
+
+def test_changed_values_go_unseen_without_checksums(workdir, caplog):
+    """The same change is restored from an older checkpoint, and gone back from in a new one."""
+    change_value(workdir / FOLDER / "3")
+    mesh = make_mesh(data=2, fsdp=4)
+    saved = make_parts(mesh, seed=3)["params"]["mlp"]["up"]["kernel"]
+    wanted = abstract(make_parts(mesh), mesh)
+    shutil.copytree(workdir, workdir.with_name("older"))
+    drop_checksums(workdir.with_name("older") / FOLDER / "3")
+
+    store = Checkpoints(workdir.with_name("older"), keep=3)
+    kernel = store.restore_newest(wanted, make_data())["params"]["mlp"]["up"]["kernel"]
+    store.close()
+    assert np.argwhere(np.asarray(kernel != saved)).tolist() == [[1, 1]]
+
+    store = Checkpoints(workdir, keep=3)
+    restored = store.restore_newest(wanted, make_data(), skip_damaged=True)
+    store.close()
+    assert int(restored["state"]["step"]) == 2
+    assert f"{workdir / FOLDER / '3'} is damaged: params/mlp/up/kernel: {CHANGED}" in caplog.text
+    assert (workdir / FOLDER / "3.damaged").is_dir()
 
 
 def test_a_second_damaged_checkpoint_of_a_step_is_kept_beside_the_first(workdir):

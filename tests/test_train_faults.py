@@ -15,6 +15,7 @@ from ar_jax.io.checkpoint import DATA, FOLDER, list_steps
 from ar_jax.io.metrics import JSONL, read_jsonl
 from tests.faulty_run import EVERY, STEPS, run_toy, start, start_pair
 from tests.quick_compilation import quick_compilation  # noqa: F401
+from tests.test_io_checkpoint_damage import change_value
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -139,9 +140,11 @@ def end_pair(workdir: Path, flags: str, logs: Path, code: int = 0) -> list[str]:
 
 
 @pytest.mark.slow  # three runs of two processes each
-@pytest.mark.parametrize("damage", ["position", "arrays"])
+@pytest.mark.parametrize("damage", ["position", "arrays", "values"])
 def test_damage_that_one_of_two_processes_sees_sends_both_back(tmp_path, expected, damage):
-    """The second process's own position, or a file that fails in orbax while both read arrays."""
+    """The second process's own position, a file that fails in orbax while both read arrays, or
+    values that only the sum over both tells from those that were saved.
+    """
     workdir = tmp_path / "run"
     end_pair(workdir, "--stop_at=5", tmp_path / "first")
     *_, before, newest = list_steps(workdir)
@@ -149,6 +152,8 @@ def test_damage_that_one_of_two_processes_sees_sends_both_back(tmp_path, expecte
     latest = workdir / FOLDER / str(newest)
     if damage == "position":
         (latest / DATA / "process_1-of-2.json").write_text("garbage")
+    elif damage == "values":
+        change_value(latest, "params/backbone/class_embed/embedding")
     else:
         (latest / "params" / "array_metadatas" / "process_0").write_text("")
 
@@ -163,6 +168,23 @@ def test_damage_that_one_of_two_processes_sees_sends_both_back(tmp_path, expecte
     assert latest.with_name(f"{newest}.damaged").is_dir()
     assert list_steps(workdir)[-2:] == [STEPS - EVERY, STEPS]
     assert_same_losses(losses(workdir), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full_on", [0, 1])
+def test_a_save_that_fails_on_one_of_two_processes_fails_for_both(tmp_path, full_on):
+    """One of them can write no large file from step 4 to 8: step 6 is nobody's, 9 and 12 are."""
+    workdir = tmp_path / "run"
+    flags = f"--ballast=32 --full_on={full_on} --fill_at=4 --free_at=8 --hosts_wait=20"
+    texts = end_pair(workdir, flags, tmp_path / "logs")
+    failed = f"saving step 6 in {workdir}/{FOLDER} failed"
+    assert "File too large" in texts[full_on].partition(failed)[2].splitlines()[0]
+    assert failed in texts[1 - full_on]
+    assert not any(f"saving step {step}" in text for text in texts for step in (9, 12))
+    assert list_steps(workdir) == [3, 9, 12]
+    written = read_jsonl(workdir / JSONL)
+    failures = [r["checkpoint/failed_saves"] for r in written if "checkpoint/failed_saves" in r]
+    assert failures == [1.0]
 
 
 def test_goes_on_exactly_on_other_devices(tmp_path, expected):

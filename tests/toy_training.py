@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import threading
 import time
 from typing import Any
 
@@ -178,8 +179,14 @@ def own_rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.split(rows, count)[index] for name, rows in batch.items()}
 
 
-def toy_data(config: ml_collections.ConfigDict, delay: float = 0.0) -> Any:
-    """Endless shuffled batches; ``delay`` seconds an item."""
+def toy_data(config: ml_collections.ConfigDict, delay: float = 0.0, hang_at: int = 0) -> Any:
+    """Endless shuffled batches; ``delay`` seconds an item; the ``hang_at``th batch never comes."""
+
+    def hang(index: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if index + 1 == hang_at:
+            threading.Event().wait()
+        return batch
+
     return iter(
         grain.MapDataset.range(64)
         .seed(config.seed)
@@ -188,6 +195,7 @@ def toy_data(config: ml_collections.ConfigDict, delay: float = 0.0) -> Any:
         .repeat(None)
         .batch(config.train.batch_size)
         .map(own_rows)
+        .map_with_index(hang)
         .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
     )
 

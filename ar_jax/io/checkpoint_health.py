@@ -13,6 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 RECORD = "_CHECKPOINT_METADATA"  # of the whole checkpoint; lists its parts
+CHECKSUMS = "checksums"  # in its metadata: 'part/a/b' -> [dtype, sum], see `checksums`
 ENTRIES = "_METADATA"  # of a part of arrays; lists them
 PLACES = "_sharding"
 MANIFEST = "manifest.ocdbt"
@@ -20,7 +21,7 @@ MESSAGE_BYTES = 1024
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint was written whole and cannot be read any more; it says what is wrong."""
+    """A checkpoint was written whole and cannot be read as it was; it says what is wrong."""
 
 
 class SaveFailed(RuntimeError):
@@ -53,6 +54,14 @@ def recorded_parts(path: epath.Path) -> set[str] | None:
     record = _read_json(path / RECORD)
     handlers = record.get("item_handlers") if isinstance(record, dict) else None
     return set(handlers) if isinstance(handlers, dict) else None
+
+
+def recorded_checksums(path: epath.Path) -> dict[str, Any]:
+    """'part/a/b' -> [dtype, sum] of arrays of ``path``; {}: saved without, or no record to read."""
+    record = _read_json(path / RECORD)
+    metadata = record.get("custom_metadata") if isinstance(record, dict) else None
+    found = metadata.get(CHECKSUMS) if isinstance(metadata, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def restore_data(folder: epath.Path, data: Any) -> bool:

@@ -15,6 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ar_jax.io.checkpoint import DATA, FOLDER, check_entries, without_copies
 from ar_jax.io.checkpoint_health import (
+    CHECKSUMS,
     DamagedCheckpoint,
     SaveFailed,
     find_damage,
@@ -22,13 +23,18 @@ from ar_jax.io.checkpoint_health import (
     first_of_all,
     free_name,
     free_space,
+    recorded_checksums,
     restore_data,
     root_cause,
 )
+from ar_jax.io.checksums import Checksums, find_change, tree_checksums
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+# Seconds after which a save fails on a host because another's part of it is not written: the others
+# learn no earlier that it failed there, and the next save waits until they have.
+HOSTS_WAIT = 1200
 SLICED_FROM = 1 << 20  # bytes that each replica must have to write, for it to help the others
 
 
@@ -90,11 +96,14 @@ class Checkpoints:
         if step in self.steps:
             return
         parts = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
+        metadata = {CHECKSUMS: tree_checksums(parts)}
         if data is not None:
             parts[DATA] = data
         self._failure, problem = "", ""
         try:
-            response = self._checkpointer.save_checkpointables_async(step, parts)
+            response = self._checkpointer.save_checkpointables_async(
+                step, parts, custom_metadata=metadata
+            )
         except jax.errors.JaxRuntimeError:
             raise  # of the computation whose results were to be saved
         except Exception as error:
@@ -129,6 +138,8 @@ class Checkpoints:
         if data is not None and not restore_data(path / DATA, data):
             wanted[DATA] = data
         loaded = self._agreed(step, lambda: _load_parts(path, wanted))
+        sums = tree_checksums({name: loaded[name] for name in wanted if name != DATA})
+        self._agreed(step, lambda: _check_values(path, sums))
         return {name: loaded.get(name, tree) for name, tree in abstract.items()}
 
     def restore_newest(
@@ -289,8 +300,15 @@ def _load_parts(path: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         raise _Damage(first_line(cause)) from error
 
 
+def _check_values(path: epath.Path, loaded: Checksums) -> None:
+    """Raises _Damage where arrays were read without an error, but not as they were saved."""
+    if change := find_change(recorded_checksums(path), loaded):
+        raise _Damage(change)
+
+
 def _with_copies() -> ocp.Context:
     """Replicas write slices of large arrays alone: the slices of each shape compile a program."""
     context = ocp.Context()
     context.array.saving.min_slice_bytes_for_replica_parallel = SLICED_FROM
+    context.async_options.timeout_secs = HOSTS_WAIT
     return context

@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.skip_damaged_checkpoints",
+    "train.stuck_after_seconds",
     "train.max_bad_steps",
     "train.wandb",
     "data.num_workers",

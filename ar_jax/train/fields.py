@@ -30,6 +30,8 @@ class TrainFields:
         keep_checkpoints: newest ones that are kept.
         skip_damaged_checkpoints: go on from the newest checkpoint that can be read if later ones
             are damaged; those are kept as ``<step>.damaged``. False: a damaged one is an error.
+        stuck_after_seconds: the process ends if one batch, step, evaluation batch, preview or save
+            takes longer, compilation aside; 0: it waits for ever.
         max_bad_steps: the run stops after so many skipped steps in a row.
         wandb: also log to Weights & Biases.
     """
@@ -44,6 +46,7 @@ class TrainFields:
     checkpoint_every: int
     keep_checkpoints: int = 2
     skip_damaged_checkpoints: bool = False
+    stuck_after_seconds: int = 1800
     max_bad_steps: int = 20
     wandb: bool = False
 

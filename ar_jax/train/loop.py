@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -27,9 +27,11 @@ from ar_jax.train.program import build_program, describe_parameters, evaluate, s
 from ar_jax.train.report import Reporter
 from ar_jax.train.start_from import initial_params
 from ar_jax.train.state import TrainState, sampling_params, to_parts
+from ar_jax.train.watchdog import BATCH, Watchdog
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 HostBatch = Mapping[str, np.ndarray]
 # (params, frozen) -> name -> picture, uint8 [H, W, C]
 Preview = Callable[[Params, Params], Mapping[str, np.ndarray]]
@@ -140,8 +142,10 @@ def train(
             batch_size=fields.batch_size,
             tokens_per_image=getattr(objective, "tokens_per_image", 0),
         )
+        watchdog = stack.enter_context(Watchdog(fields.stuck_after_seconds))
 
         def save(step: int) -> None:
+            watchdog.begin("save", step)
             before = checkpoints.failed_saves
             checkpoints.save(step, to_parts(state), train_data)
             if checkpoints.failed_saves > before:
@@ -149,7 +153,9 @@ def train(
 
         step, stopping, pending = first, False, None
         while step < fields.steps and not stopping:
+            watchdog.begin(BATCH, step + 1)
             batch = put_batch(next(train_data), program.rows)
+            watchdog.begin("training", step + 1)
             with jax.transfer_guard("disallow"):
                 state, metrics = program.train_step(state, frozen, batch, program.key)
             reporter.settle(pending)  # of the step before, while the device is busy with this one
@@ -172,11 +178,14 @@ def train(
             with reporter.paused():
                 if evaluating:
                     assert eval_data is not None
-                    means = evaluate(program, state, frozen, eval_data)
+                    watchdog.begin("evaluation", step)
+                    batches = watched(eval_data, watchdog, step)
+                    means = evaluate(program, state, frozen, batches)
                     scalars = {f"eval/{name}": value for name, value in means.items()}
                     reporter.write(step, scalars | dict(counts() if counts else {}))
                 if previewing:
                     assert preview is not None
+                    watchdog.begin("preview", step)
                     pictures = preview(sampling_params(state), frozen)
                     for name, picture in pictures.items() if main else ():
                         try:
@@ -189,6 +198,13 @@ def train(
         if stopping and step < fields.steps:
             progress.write(f"told to stop: saved step {step}; the same command goes on from there")
         return Outcome(state, step, step == fields.steps)
+
+
+def watched(batches: Iterable[T], watchdog: Watchdog, step: int) -> Iterator[T]:
+    """``batches`` of the evaluation of ``step``: each counts as progress once it is used."""
+    for batch in batches:
+        yield batch
+        watchdog.begin("evaluation", step)
 
 
 def keep_frozen(frozen: Params, folder: Path) -> None:

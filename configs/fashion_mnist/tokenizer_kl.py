@@ -51,6 +51,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         preview_every=1_000,
         checkpoint_every=1_000,
         skip_damaged_checkpoints=False,
+        stuck_after_seconds=1800,
         accumulation=1,
     )
     config.optimizer = dict(

@@ -115,6 +115,7 @@ def get_config(arg: str = "base") -> ml_collections.ConfigDict:
         preview_every=10 * iterations,
         checkpoint_every=5_000,
         skip_damaged_checkpoints=False,
+        stuck_after_seconds=1800,
         accumulation=1,
     )
     config.optimizer = dict(

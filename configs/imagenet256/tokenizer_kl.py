@@ -72,6 +72,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         preview_every=iterations,
         checkpoint_every=5_000,
         skip_damaged_checkpoints=False,
+        stuck_after_seconds=1800,
         accumulation=1,
     )
     config.optimizer = dict(

@@ -124,6 +124,7 @@ def get_config(arg: str = "d16") -> ml_collections.ConfigDict:
         preview_every=5 * iterations,
         checkpoint_every=iterations,
         skip_damaged_checkpoints=False,
+        stuck_after_seconds=1800,
         accumulation=1,
     )
     config.optimizer = dict(
