@@ -44,6 +44,7 @@ def test_generator_by_the_script(tmp_path, capsys):
     assert result["environment"]["devices"] == f"8 x {jax.devices()[0].device_kind}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_tokenizer():
     result = benchmark(smoke_config("tokenizer_vq"), steps=1, warmup=0, sample_batch_size=2)

@@ -79,6 +79,7 @@ def options(case: Case) -> dict[str, Any]:
     return heads | dict(image_size=32, iterations=4, sampling_steps="ddim4", scale=0.5)
 
 
+@pytest.mark.slow
 def test_files_to_a_directory_that_samples_and_back(tiny, files, tmp_path):
     converted = convert_files(mar, files["vae"], files["mar"], options(tiny))
     write_directory(converted, tmp_path / "ours")

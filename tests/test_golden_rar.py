@@ -75,6 +75,7 @@ def parts(case: Case) -> dict[str, tuple[Part, Any]]:
     }
 
 
+@pytest.mark.slow
 def test_files_to_a_directory_that_samples_and_back(tiny, tmp_path):
     """As the official code samples, and bit for bit what it was."""
     case = tiny

@@ -107,6 +107,7 @@ def test_everything_is_taken_over(release, tmp_path):
         np.testing.assert_array_equal(found[name], leaf, name)
 
 
+@pytest.mark.slow
 def test_other_classes(release, tmp_path):
     changes = {"backbone.num_classes": 4, "data.num_classes": 4}
     config = configure(
