@@ -228,7 +228,7 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
 
     A TPU's compiler would turn the product with a weight that is gathered from n devices into n
     products, each beside the transfer of the next part. Ours are too small to gain by it: by the
-    compiler's own estimate a step of VAR-d16 over fsdp 16 takes 2.5 times as long.
+    compiler's own estimate a step of VAR-d16 over fsdp 16 takes 416 ms in place of 240.
     """
     if mesh.devices.flat[0].platform != "tpu":
         return None
