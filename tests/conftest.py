@@ -30,7 +30,7 @@ flags.FLAGS.mark_as_parsed()
 
 # Each compiled program takes a few of the 65,530 memory mappings that Linux grants a process by
 # default; the program that gets none crashes it, deep in XLA.
-MAPPINGS, ENOUGH = Path("/proc/self/maps"), 30_000
+MAPPINGS, ENOUGH = Path("/proc/self/maps"), 45_000
 
 
 @pytest.fixture(scope="module", autouse=True)

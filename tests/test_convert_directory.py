@@ -74,6 +74,7 @@ def test_the_directory_samples_what_the_official_code_samples(family, folder, ca
     np.testing.assert_array_equal(samples.codes, drawn)
 
 
+@pytest.mark.slow
 def test_sample_command(family, folder, tmp_path):
     drawn = sample_workdir(
         folder / "ours",

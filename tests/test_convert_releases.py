@@ -99,7 +99,7 @@ def var_shapes(size: str) -> tuple[Shapes, Part, dict[str, Any]]:
     return release_shapes(part, empty_params(config, "generator")), part, config
 
 
-@pytest.mark.parametrize("size", some_of(VAR_SIZES, slow=("d20", "d24", "d30", "d36")))
+@pytest.mark.parametrize("size", some_of(VAR_SIZES, slow=("d20", "d24", "d30", "d36", "d36-s")))
 def test_var_transformers(size):
     parameters, tensors = VAR_SIZES[size]
     shapes, part, config = var_shapes(size)

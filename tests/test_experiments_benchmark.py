@@ -25,6 +25,7 @@ def check(measured: dict, images: int, tokens: int) -> None:
     assert measured["program"]["argument_bytes"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_generator_by_the_script(tmp_path, capsys):
     out = tmp_path / "new" / "throughput.json"
@@ -44,7 +45,6 @@ def test_generator_by_the_script(tmp_path, capsys):
     assert result["environment"]["devices"] == f"8 x {jax.devices()[0].device_kind}"
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_tokenizer():
     result = benchmark(smoke_config("tokenizer_vq"), steps=1, warmup=0, sample_batch_size=2)

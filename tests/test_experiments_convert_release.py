@@ -21,6 +21,7 @@ with script("benchmarks/convert_release") as benchmark:  # its flags are another
 KEYS = Path(__file__).parent / "golden" / "llamagen" / "release_keys.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["var", "llamagen"])
 def test_files_have_the_layout_of_the_release(family, tmp_path):
     official = write_files(family, tmp_path)

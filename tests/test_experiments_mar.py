@@ -28,7 +28,8 @@ from tests.smoke_runs import (
     write_fashion,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+# By default test_objectives_masked.py, test_diffusion.py and test_sampling_refine.py stand for it.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 BATCH = 10
 
@@ -72,7 +73,6 @@ def test_moments_are_cached(runs):
         check_codes(config, build_system(config), params)
 
 
-@pytest.mark.slow  # test_objectives_masked.py does so by the bare step
 def test_eight_devices_train_as_one(runs):
     frozen = {"tokenizer": load_tokenizer(runs["tokenizer"])[2]}
     expected = losses_on_one_device(runs["generator_config"], frozen)
@@ -94,7 +94,6 @@ def test_samples(runs, tmp_path):
     np.testing.assert_array_equal(again.images, drawn.images)
 
 
-@pytest.mark.slow
 def test_pictures_while_training(runs):
     params = load_system(runs["generator"])[2]
     for config, trained in (

@@ -25,6 +25,7 @@ def case(request) -> Case:
     return Case.load(GOLDEN / request.param)
 
 
+@pytest.mark.slow  # by default test_convert_directory.py compares what it draws
 def test_parity(case):
     check(llamagen, case)
 

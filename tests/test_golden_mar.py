@@ -36,6 +36,7 @@ def case(request) -> Case:
     return Case.load(GOLDEN / request.param)
 
 
+@pytest.mark.slow
 def test_parity(case):
     check(parity, case)
 

@@ -35,7 +35,7 @@ def test_parity(case):
     check(var, case)
 
 
-@pytest.mark.parametrize("name", ["tiny_a", "tiny_b"])
+@pytest.mark.parametrize("name", ["tiny_a", pytest.param("tiny_b", marks=pytest.mark.slow)])
 def test_cached_greedy_logits_equal_teacher_forced_ones(name):
     case = Case.load(GOLDEN / name)
     with jax.default_matmul_precision("highest"):

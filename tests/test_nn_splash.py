@@ -48,7 +48,9 @@ def value_and_gradients(
     return out, pull(cotangent)
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "raster" else ()) for n in STEPS]
+)
 @pytest.mark.parametrize("hidden", [0, 7])
 def test_kernel_equals_xla_forward_and_backward(name, hidden):
     steps = STEPS[name]
@@ -92,7 +94,7 @@ def test_blocks_without_a_visible_pair_are_skipped():
     np.testing.assert_array_equal(np.asarray(kernel.fwd_mask_info.block_mask)[0] > 0, blocks)
 
 
-@pytest.mark.parametrize("name", ["raster", "next_scale"])
+@pytest.mark.parametrize("name", [pytest.param("raster", marks=pytest.mark.slow), "next_scale"])
 def test_a_system_gives_the_same_hidden_states_with_either_kernel(name):
     system, _ = toy_system(name)
     params = toy_params(system)

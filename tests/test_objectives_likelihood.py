@@ -87,6 +87,7 @@ def test_label_smoothing_is_for_training(generator):
     close(generator.loss(train=False, **fields)[0], nll)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", ["next_scale"], indirect=True)
 def test_self_correction_trains_on_what_the_model_drew(generator):
     objective = dataclasses.replace(generator.objective, label_dropout=0.0, self_correction=0.8)

@@ -110,6 +110,7 @@ def test_padding_rows_do_not_count():
     assert float(fewer) != float(loss)
 
 
+@pytest.mark.slow
 def test_dropped_labels_are_null():
     """All dropped in training: no class matters, and nothing flows into the table of classes."""
     objective = Masked(system=SYSTEM, label_dropout=1.0)

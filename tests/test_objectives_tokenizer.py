@@ -213,7 +213,7 @@ def test_dead_codes_restart_as_vectors_of_the_batch(name, update):
     [
         pytest.param("next_scale", "gradient", marks=pytest.mark.slow),
         ("next_scale", "ema"),
-        ("raster", "gradient"),
+        pytest.param("raster", "gradient", marks=pytest.mark.slow),
     ],
 )
 def test_codebooks_on_one_and_on_eight_devices(name, update):

@@ -125,6 +125,7 @@ def train(sizes: dict[str, Any]) -> tuple[list[Any], Any]:
     return history, (first, last)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_two_slices_train_as_one():
     expected, (first, last) = train({"data": -1})

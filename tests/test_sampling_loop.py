@@ -82,6 +82,7 @@ def test_every_code_is_the_one_its_logits_and_noise_give(toy, noise, guidance, k
     assert len(np.unique(codes)) > 2
 
 
+@pytest.mark.slow
 def test_a_temperature_of_its_own_for_every_step(toy, noise):
     schedule = toy.system.schedule
     factors = np.linspace(0.5, 1.5, schedule.num_steps)

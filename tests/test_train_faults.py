@@ -110,6 +110,7 @@ def wait_for_half_save(process: subprocess.Popen, workdir: Path, step: int) -> P
     raise AssertionError(f"never saw half of step {step}: {ended(process)}")
 
 
+@pytest.mark.slow
 def test_killed_while_saving_goes_on_from_the_checkpoint_before(tmp_path, expected):
     """SIGKILL when part of step 6's 32 MiB is written."""
     process = start(tmp_path, "--ballast=32")
@@ -187,6 +188,7 @@ def test_a_save_that_fails_on_one_of_two_processes_fails_for_both(tmp_path, full
     assert failures == [1.0]
 
 
+@pytest.mark.slow
 def test_goes_on_exactly_on_other_devices(tmp_path, expected):
     """fsdp 8, then data 4 x tensor 2, then 4 devices, then 1, then 8 again: one run's losses."""
     run_toy(tmp_path, mesh=(1, 8, 1), stop_at=2)

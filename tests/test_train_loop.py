@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
 
 
+@pytest.mark.slow
 def test_cadence_and_mesh_may_change_between_restarts(tmp_path):
     """Saved on 2x2x2 at step 7, finished on fsdp 8 with another log cadence."""
     config = toy_config(train__steps=8, **MESH)

@@ -82,6 +82,7 @@ def stopped_at_two(workdir: Path, copy: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_a_tokenizer_goes_on_exactly(trained, tmp_path):
     """Restarts and what they go by included."""
     workdir, whole = trained
@@ -123,6 +124,7 @@ def test_generator_run_keeps_its_tokenizer(tokenizer, generator, tmp_path):
     assert_same_run(moved, generator)
 
 
+@pytest.mark.slow
 def test_the_script_takes_a_workdir_s_own_config(tokenizer):
     """Finished already, so it only starts, restores and ends."""
     command = [sys.executable, "experiments/train.py", f"--config={tokenizer / 'config.py'}"]

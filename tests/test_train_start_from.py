@@ -234,6 +234,7 @@ def test_a_converted_directory_is_not_trained_in(release):
     assert sorted(release("var").rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_refused(release, tmp_path):
     config = configure(release("var"))
     other = convert("var", write_files("var", tmp_path), scales=(1, 2, 3, 4))
@@ -316,6 +317,7 @@ def test_tables_are_where_they_are_said_to_be(file, count):
         assert params[path].shape[0] >= rows, path
 
 
+@pytest.mark.slow
 def test_tables_of_families(release):
     for family, paths in (("var", {"position", "scale_embed"}), ("llamagen", set())):
         system = build_system(read_config(release(family)))

@@ -78,7 +78,7 @@ def on_one_device(accumulation: int):
 
 
 @pytest.mark.parametrize("mesh", list(MESHES)[1:])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_one_device_equals_eight(mesh, accumulation):
     fields = {"accumulation": accumulation, "ema_decay": 0.9}
     one, expected = on_one_device(accumulation)

@@ -67,6 +67,7 @@ def test_leaves_alone_what_goes_on_or_has_ended():
         )
 
 
+@pytest.mark.slow
 def test_a_loader_that_hangs_ends_the_process_and_the_next_goes_on(tmp_path: Path):
     """The fifth batch never comes; to compile takes longer than the limit, and is no hang."""
     process = start(tmp_path, "--devices=1 --mesh=1,1,1 --hang_at=5 --stuck_after=6")
