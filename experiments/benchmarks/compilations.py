@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -25,9 +26,11 @@ from typing import Any
 
 from absl import app, flags
 
+from ar_jax.compilation.chips import dimensions
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:8x8")
-CHIPS = {"v5e:4x4": 16, "v5e:16x16": 256, "v5p:4x4x4": 64, "v6e:8x8": 64}
+CHIPS = {topology: math.prod(dimensions(topology)) for topology in TOPOLOGIES}
 GIB = 2**30
 
 ONLY = flags.DEFINE_string("only", "", "Regular expression: the rows whose names it finds.")
@@ -60,7 +63,7 @@ class Row:
             *(sys.executable, script, f"--out={out}", f"--topology={self.topology}"),
             f"--config={ROOT}/configs/imagenet256/{self.system}.py:{self.size}",
             *(f"--program={self.program}", f"--batch_size={self.batch_size}"),
-            *(f"--config.mesh.data=-1 --config.mesh.fsdp={self.fsdp}".split()),
+            *("--config.mesh.data=-1", f"--config.mesh.fsdp={self.fsdp}"),
             *remat,
         ]
 
