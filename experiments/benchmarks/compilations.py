@@ -47,64 +47,93 @@ class Row:
     topology: str
     program: str
     batch_size: int
-    fsdp: int
-    remat: str = ""  # the configuration's own
+    fsdp: int = 1
+    tensor: int = 1
 
     @property
     def name(self) -> str:
-        remat = f", remat {self.remat}" if self.remat else ""
-        mesh = f"data {CHIPS[self.topology] // self.fsdp} x fsdp {self.fsdp}{remat}"
-        return f"{self.program} {self.system}-{self.size} {self.topology} {self.batch_size} {mesh}"
+        start = f"{self.program} {self.system}-{self.size} {self.topology} {self.batch_size}"
+        return f"{start} {self.mesh}"
+
+    @property
+    def mesh(self) -> str:
+        data = CHIPS[self.topology] // (self.fsdp * self.tensor)
+        tensor = f" x tensor {self.tensor}" if self.tensor > 1 else ""
+        return f"data {data} x fsdp {self.fsdp}{tensor}"
 
     def command(self, out: Path) -> list[str]:
         script = str(ROOT / "experiments" / "compile_ahead.py")
-        remat = [f"--config.backbone.remat={self.remat}"] if self.remat else []
         return [
             *(sys.executable, script, f"--out={out}", f"--topology={self.topology}"),
             f"--config={ROOT}/configs/imagenet256/{self.system}.py:{self.size}",
             *(f"--program={self.program}", f"--batch_size={self.batch_size}"),
             *("--config.mesh.data=-1", f"--config.mesh.fsdp={self.fsdp}"),
-            *remat,
+            f"--config.mesh.tensor={self.tensor}",
         ]
 
 
 def rows() -> Iterator[Row]:
-    """What is compiled: 16 images a chip where the parameters allow it, 1,024 in all at most.
-
-    VAR-d16 besides with as many a chip on 256 chips as on 16.
-    """
+    """What is compiled, in the table's order."""
     for topology in TOPOLOGIES:
-        chips = CHIPS[topology]
-        for system, size, split in (
-            ("var", "d16", 16),
-            ("var", "d24", 64),
-            ("var", "d30", 64),
-            ("llamagen", "XL", 64),
-            ("llamagen", "3B", 64),
-        ):
-            fsdp = min(split, chips)
-            a_chip = 16 if size in ("d16", "XL") else 8
-            images = min(1024, a_chip * chips)
-            yield Row(
-                system=system,
-                size=size,
-                topology=topology,
-                program="train",
-                batch_size=images,
-                fsdp=fsdp,
-            )
-        for system, size in (("var", "d30"), ("llamagen", "3B")):
-            yield Row(
-                system=system,
-                size=size,
-                topology=topology,
-                program="sample",
-                batch_size=4 * chips,
-                fsdp=1,
-            )
+        yield from matrix(topology)
+    # As many images a chip on 256 chips as on 16.
     yield Row(
         system="var", size="d16", topology="v5e:16x16", program="train", batch_size=4096, fsdp=16
     )
+    yield from others()
+
+
+def matrix(topology: str) -> Iterator[Row]:
+    """Train steps of 16 or 8 images a chip, 1,024 in all at most, and samplers of 4 a chip."""
+    chips = CHIPS[topology]
+    for system, size, a_chip, split in (
+        ("var", "d16", 16, 16),
+        ("var", "d24", 8, 64),
+        ("var", "d30", 8, 64),
+        ("llamagen", "XL", 16, 64),
+        ("llamagen", "3B", 8, 64),
+    ):
+        yield Row(
+            system=system,
+            size=size,
+            topology=topology,
+            program="train",
+            batch_size=min(1024, a_chip * chips),
+            fsdp=min(split, chips),
+        )
+    for system, size, tensor in (("var", "d30", 1), ("llamagen", "3B", 4)):
+        yield Row(
+            system=system,
+            size=size,
+            topology=topology,
+            program="sample",
+            batch_size=4 * chips,
+            tensor=tensor,
+        )
+
+
+def others() -> Iterator[Row]:
+    """The other generators of configs/imagenet256 on the smallest topology."""
+    for system, size, a_chip in (
+        ("var", "d20", 16),
+        ("llamagen", "B", 16),
+        ("llamagen", "L", 16),
+        ("llamagen", "XXL", 8),
+        ("rar", "b", 16),
+        ("rar", "l", 16),
+        ("rar", "xl", 16),
+        ("rar", "xxl", 8),
+    ):
+        topology = "v5e:4x4"
+        chips = CHIPS[topology]
+        yield Row(
+            system=system,
+            size=size,
+            topology=topology,
+            program="train",
+            batch_size=a_chip * chips,
+            fsdp=chips,
+        )
 
 
 def compile_row(row: Row) -> dict[str, Any]:
@@ -144,8 +173,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         figures = found.get(row.name)
         if figures is None:
             continue
-        mesh = row.name.split(f" {row.batch_size} ", 1)[1]
-        start = f"| {row.program} | {row.system}-{row.size} | {row.topology} | {mesh} | "
+        start = f"| {row.program} | {row.system}-{row.size} | {row.topology} | {row.mesh} | "
         lines.append(f"{start}{row.batch_size} | {_figures(row, figures)} |")
     return "\n".join(lines) + "\n"
 
