@@ -168,6 +168,21 @@ ENTRY %main (p: f32[8], q: f32[8]) -> f32[8] {
 """  # noqa: E501
 
 
+@pytest.mark.parametrize(
+    ("op_name", "cycles"),
+    [
+        ("jit(s)/optimizer/add", 100),  # of the fusion without a name, by what is fused in it
+        ("jit(s)/transpose(jvp(M))/attention/attend/add", 130),
+        ("jit(s)/jvp(M)/attention/query/add", 100),
+    ],
+)
+def test_attention_is_what_its_function_does(op_name, cycles):
+    chip, step = CHIPS["v5e"], STEP.replace("jvp(M)/dot", "jvp(M)/attention/attend/dot")
+    step = step.replace("jit(s)/optimizer/add", op_name)
+    found = analyse(step, chip, "v5e:2x2", {"data": 4}, train_phase, 1.0)
+    assert found["seconds"]["attention"] == pytest.approx(cycles / chip.clock)
+
+
 def test_phases_add_up_to_the_whole():
     chip = CHIPS["v5e"]
     found = analyse(STEP, chip, "v5e:2x2", {"data": 4}, train_phase, 1.0)

@@ -263,6 +263,7 @@ def test_summary_says_what_fits_and_where_collectives_go():
             "total": 0.021,
             "collectives_overlapped": 0.004,
             "with_collectives": 0.026,
+            "attention": 0.002,
         },
         "method": "m",
         "left_out": "l",
@@ -279,6 +280,7 @@ def test_summary_says_what_fits_and_where_collectives_go():
     assert "fits: peak 1.00 of 16.00 GiB" in text
     assert "time: 21.00 ms a step" in text and "MFU by this estimate: 0.250" in text
     assert "with collectives at least 26.00 ms: exposed 5.00, hidden by the rest 4.00" in text
+    assert "attention among all rows without its projections: 2.00 ms" in text
     line = "  forward: compiler 20.00, kernels 1.00, exposed collectives 5.00; rooflines: compute "
     assert f"{line}10.00, bandwidth 3.00: compute is the higher" in text
     line = "  all-gather: 3 calls, 3.0 MiB, over fsdp (groups of 2), in a loop, synchronous, "

@@ -31,7 +31,8 @@ def analyse(
         visible: share of the attention's blocks that are computed.
 
     Returns:
-        Plain numbers: 'seconds' (see `ar_jax.compilation.estimate.estimate`), 'method', 'left_out',
+        Plain numbers: 'seconds' (see `ar_jax.compilation.estimate.estimate`; of the total those of
+        'attention', see `ar_jax.compilation.phases.attention_seconds`), 'method', 'left_out',
         'phases' (see `ar_jax.compilation.phases.split_into_phases`), 'phases_rule', 'collectives'
         (see `ar_jax.compilation.collectives.Collective`; besides bytes_per_run, axes, of which
         slice is DCN, and of all calls the seconds at least and those of them that are exposed).
@@ -43,8 +44,10 @@ def analyse(
     busy = [sum(estimate.step_seconds(step, chip, visible).values()) for step in run.steps]
     network = Network(chip=chip, topology=topology, slices=mesh.get(SLICE, 1))
     timed = time_collectives(find_collectives(run), busy, run.scheduled, network)
+    seconds = estimate.estimate(run, chip, visible, timed)
+    seconds["attention"] = phases.attention_seconds(run, chip, visible)
     return {
-        "seconds": estimate.estimate(run, chip, visible, timed),
+        "seconds": seconds,
         "method": estimate.METHOD,
         "left_out": estimate.left_out(run),
         "phases": phases.split_into_phases(run, phase, chip, visible, timed),

@@ -2,7 +2,8 @@
 
 An instruction belongs to the phase that its op_name names, by `jax.named_scope`s of
 `ar_jax.train.step`, `ar_jax.objectives.likelihood` and `ar_jax.sampling.loop` and by the marks that
-differentiation leaves.
+differentiation leaves. What the attention among all rows takes, a part of several phases, goes by
+the scope of `ar_jax.nn.splash.attend_all`.
 """
 
 from __future__ import annotations
@@ -52,6 +53,25 @@ def sample_phase(op_name: str) -> str | None:
     """'prefill' and 'decode' where all steps are equal, else 'step_0', 'step_1', ..."""
     steps = (scope for scope in _scopes(op_name) if re.fullmatch(r"step_\d+|prefill|decode", scope))
     return next(steps, None)
+
+
+def attention_seconds(run: Run, chip: Chip, visible: float) -> float:
+    """Seconds of `ar_jax.nn.splash.attend_all`, either direction, in one run on one device.
+
+    A fusion counts where it is named by it, or, without a name, most that are fused in it are.
+
+    Args:
+        visible: share of the attention's blocks that are computed.
+    """
+
+    def within(step: Executed) -> bool:
+        names = [step.instruction.op_name] if step.instruction.op_name else []
+        names = names or [one.op_name for one in step.inside if one.op_name]
+        return 2 * sum("attend" in _scopes(name) for name in names) > len(names)
+
+    return sum(
+        sum(step_seconds(step, chip, visible).values()) for step in run.steps if within(step)
+    )
 
 
 def _scopes(op_name: str) -> list[str]:

@@ -48,6 +48,8 @@ def summary(report: dict[str, Any]) -> str:
         f"  with collectives at least {seconds['with_collectives'] * 1e3:.2f} ms: exposed "
         f"{seconds['collectives_exposed'] * 1e3:.2f}, hidden by the rest "
         f"{seconds['collectives_overlapped'] * 1e3:.2f}",
+        f"  of the time, attention among all rows without its projections: "
+        f"{seconds['attention'] * 1e3:.2f} ms",
         f"  how: {report['method']}",
         f"  left out: {report['left_out']}",
         f"model FLOPs: {report['model_flops']:.4g} a {unit} over all chips",

@@ -64,15 +64,15 @@ def attend_all(
         )
     if real is not None:
         real = jnp.broadcast_to(real, q.shape[:2])
-    by_xla = functools.partial(_by_xla, steps=steps, scale=scale)
     if kernel == "auto":
         kernel = "splash" if jax.default_backend() == "tpu" else "xla"
-    if kernel == "xla" or dropout is not None:
-        return by_xla(q, k, v, real, dropout=dropout)
-    by_kernel = functools.partial(_by_kernel, steps=steps, scale=scale)
-    interpreted = functools.partial(by_kernel, interpret=True)
-    # Asked for by name it is also compiled for TPUs where there are none.
-    return jax.lax.platform_dependent(q, k, v, real, tpu=by_kernel, default=interpreted)
+    with jax.named_scope("attend"):  # for `ar_jax.compilation.phases`
+        if kernel == "xla" or dropout is not None:
+            return _by_xla(q, k, v, real, steps=steps, scale=scale, dropout=dropout)
+        by_kernel = functools.partial(_by_kernel, steps=steps, scale=scale)
+        interpreted = functools.partial(by_kernel, interpret=True)
+        # Asked for by name it is also compiled for TPUs where there are none.
+        return jax.lax.platform_dependent(q, k, v, real, tpu=by_kernel, default=interpreted)
 
 
 def _by_xla(
