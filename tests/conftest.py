@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 # Before jax is imported; set in the environment so that scripts started by tests inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Scripts that are started again and again, and tests that build a program anew, compile it once.
+# A folder for each worker, as jax does not write the files of the cache atomically.
+PROGRAMS = tempfile.TemporaryDirectory(prefix="ar_jax_programs_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import pytest

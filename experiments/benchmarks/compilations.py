@@ -76,10 +76,7 @@ def rows() -> Iterator[Row]:
     """What is compiled, in the table's order."""
     for topology in TOPOLOGIES:
         yield from matrix(topology)
-    # As many images a chip on 256 chips as on 16.
-    yield Row(
-        system="var", size="d16", topology="v5e:16x16", program="train", batch_size=4096, fsdp=16
-    )
+    yield from weak_scaling()
     yield from others()
 
 
@@ -109,6 +106,23 @@ def matrix(topology: str) -> Iterator[Row]:
             program="sample",
             batch_size=4 * chips,
             tensor=tensor,
+        )
+
+
+def weak_scaling() -> Iterator[Row]:
+    """VAR-d16 with as many images a chip on 256 chips as on 16, parameters whole or split."""
+    for topology, images, fsdp in (
+        ("v5e:4x4", 256, 1),
+        ("v5e:16x16", 4096, 1),
+        ("v5e:16x16", 4096, 16),  # beside the matrix's row of v5e:4x4
+    ):
+        yield Row(
+            system="var",
+            size="d16",
+            topology=topology,
+            program="train",
+            batch_size=images,
+            fsdp=fsdp,
         )
 
 
