@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,8 +13,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Scripts that are started again and again, and tests that build a program anew, compile it once.
 # A folder for each worker, as jax does not write the files of the cache atomically.
-PROGRAMS = tempfile.TemporaryDirectory(prefix="ar_jax_programs_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ar_jax_programs_")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
@@ -45,6 +45,10 @@ def few_mappings() -> Iterator[None]:
     yield
     if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > ENOUGH:
         jax.clear_caches()
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

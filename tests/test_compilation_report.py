@@ -89,6 +89,28 @@ def test_asynchronous_collectives_count_results_once():
     ]
 
 
+SCATTERED = """HloModule x
+
+%all-reduce-scatter.1 (a: bf16[8,100]) -> bf16[8,32] {
+  %p = bf16[8,128]{0,1} pad(%a, %zero), padding=0_0x0_28
+  %r = bf16[8,128]{0,1} all-reduce(%p), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %s = bf16[8,32]{0,1} dynamic-slice(%r, %zero, %id), dynamic_slice_sizes={8,32}
+}
+
+ENTRY %main (a: bf16[8,100]) -> bf16[8,32] {
+  ROOT %f = bf16[8,32]{0,1} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_a_reduction_of_which_a_part_is_kept_scatters():
+    (found,) = find_collectives(execute(SCATTERED))
+    assert (found.kind, found.bytes, found.group) == ("reduce-scatter", 8 * 32 * 2, 4)
+    kept_whole = SCATTERED.replace("all-reduce-scatter.1", "all-reduce-and-slice")
+    (found,) = find_collectives(execute(kept_whole))
+    assert (found.kind, found.bytes, found.group) == ("all-reduce", 8 * 128 * 2, 4)
+
+
 FUSED = """HloModule x
 
 %start (a: f32[2]) -> f32[8] {

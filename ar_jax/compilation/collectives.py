@@ -70,7 +70,9 @@ def find_collectives(run: Run) -> list[Collective]:
             if channel is None:
                 apart = instruction.opcode == "async-start"
                 done = _done(steps, place) if apart else None
-                found.append(_collective(one, step, place, done, asynchronous=apart))
+                found.append(
+                    _scattered(_collective(one, step, place, done, asynchronous=apart), step)
+                )
             elif (step.visit, channel) not in seen:
                 seen.add((step.visit, channel))
                 end = last[step.visit, channel]
@@ -107,6 +109,15 @@ def _collective(
         step=place,
         done=done,
     )
+
+
+def _scattered(collective: Collective, step: Executed) -> Collective:
+    """A reduce-scatter as such: TPU programs have it as a fusion of an all-reduce and a slice."""
+    instruction = step.instruction
+    if collective.kind != "all-reduce" or "calls=%all-reduce-scatter" not in instruction.line:
+        return collective
+    size = sum(shape_bytes(shape) for shape in instruction.shapes)
+    return dataclasses.replace(collective, kind="reduce-scatter", bytes=size)
 
 
 def _done(steps: list[Executed], start: int) -> int | None:
