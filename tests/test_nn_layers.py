@@ -14,7 +14,7 @@ import pytest
 from ar_jax.nn.attention import attend, visibility
 from ar_jax.nn.conv import fold, unfold
 from ar_jax.nn.layers import MLP, RMSNorm, activate, drop_path, layer_norm, unit
-from ar_jax.nn.positions import rope_2d, rotate
+from ar_jax.nn.positions import rope_2d, rotate, rotate_by_product, rotate_pairs
 from tests.modules import apply, init
 
 RNG = np.random.default_rng(0)
@@ -124,6 +124,16 @@ def test_drop_path_is_per_sample_and_unbiased():
     np.testing.assert_array_equal(out[~kept], 0.0)
     assert abs(kept.mean() - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 4000)
     np.testing.assert_array_equal(drop_path(x, jnp.float32(0.0), jax.random.key(0)), x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_pairs_turn_alike_apart_and_by_a_product(dtype):
+    x = jnp.asarray(normal(2, 4, 3, 12), dtype)
+    table = jnp.asarray(rope_2d(np.array([[0, 0], [1, 0], [0, 1], [3, 5]]), 12))
+    by_product = rotate_by_product(x, table)
+    assert by_product.dtype == dtype
+    np.testing.assert_array_equal(by_product, rotate_pairs(x, table))
+    assert np.any(by_product != x)
 
 
 def test_rope_turns_pairs_by_row_and_column():

@@ -39,8 +39,30 @@ def rotate(x: Array, table: Array) -> Array:
         table: [N, K/2, 2] from `rope_2d`; a row of zeros makes the vector zero, which is what
             LlamaGen does to its condition rows.
     """
+    return jax.lax.platform_dependent(x, table, tpu=rotate_by_product, default=rotate_pairs)
+
+
+def rotate_pairs(x: Array, table: Array) -> Array:
+    """`rotate` with the two of each pair apart, twice as fast on CPUs as by a product."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)  # [B, N, H, K/2, 2]
     cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]  # [1, N, 1, K/2]
     even, odd = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)
+
+
+def rotate_by_product(x: Array, table: Array) -> Array:
+    """`rotate` by a quarter turn of every pair as a product with a matrix.
+
+    An axis of two, as pairs apart have it, would leave nearly all of a TPU's 128 lanes empty.
+    """
+    quarter = np.kron(np.eye(x.shape[-1] // 2), [[0, 1], [-1, 0]])  # [K, K]
+    turned = jnp.einsum(
+        "bnhk,kj->bnhj",
+        x,
+        jnp.asarray(quarter, x.dtype),
+        precision="highest",  # each result is one of the operands, exactly
+        preferred_element_type=jnp.float32,
+    )
+    cos, sin = (jnp.repeat(table[..., i], 2, axis=-1)[None, :, None] for i in (0, 1))
+    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
