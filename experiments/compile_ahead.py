@@ -1,9 +1,11 @@
-r"""Compiles a generator's train step or sampler for a TPU topology that is not here.
+r"""Compiles a train step, a sampler or a decoder for a TPU topology that is not here.
 
     python experiments/compile_ahead.py --config=configs/imagenet256/var.py:d16 \
         --topology=v5e:4x4 --batch_size=256 --out=var_d16.json
     python experiments/compile_ahead.py --config=configs/imagenet256/llamagen.py:B \
         --topology=v5e:2x4 --program=sample --batch_size=64
+    python experiments/compile_ahead.py --config=configs/imagenet256/tokenizer_vq.py \
+        --topology=v5e:4x4
     python experiments/compile_ahead.py --config=configs/imagenet256/var.py:d16 \
         --topology=v5e:4x4 --search --batch_sizes=256,512,1024 --out=search.json
 
@@ -11,11 +13,15 @@ Needs the TPU compiler (pip install -e '.[ahead]', Linux on x86-64) and no TPU. 
 written as JSON: HBM of a chip against its capacity, the compiler's estimate of the time, the MFU
 that follows, and rooflines, of the whole and of its phases (forward, backward, optimizer; a
 sampler's steps); the collectives, the mesh axes they go over, what they take at least over the
-chip's links and how much of that no computation hides. Training is on cached codes; with
---inputs=images the tokenizer encodes inside the step. A sampler is what draws the codes: their
-decoding is another program. Exits with 1 where the program does not fit, and says what takes the
-memory and what to change. --slices=n is for n of the topology, over which the batch is split too:
-their collectives go over DCN, on the axis slice.
+chip's links and how much of that no computation hides. Exits with 1 where the program does not fit,
+and says what takes the memory and what to change. --slices=n is for n of the topology, over which
+the batch is split too: their collectives go over DCN, on the axis slice.
+
+--program=train takes every configuration. A generator trains on cached codes; with --inputs=images
+the tokenizer encodes inside the step. --program=sample is what draws a generator's codes and
+--program=decode what makes images of them, one after the other for a batch. The model's FLOPs, for
+the MFU, are by formula for decoders; for all else the products of the traced program are counted.
+The report says which.
 
 --search compiles for several meshes, rematerialisations and batch sizes, prints those that fit by
 the predicted time of an image, exposed collectives with it, and keeps all in --out: the same
@@ -40,8 +46,10 @@ TOPOLOGY = flags.DEFINE_string("topology", None, "Like v5e:4x4 or v5p:4x4x4.", r
 SLICES = flags.DEFINE_integer(
     "slices", None, "Slices of the topology, over DCN; default config.mesh.slices, or 1."
 )
-PROGRAM = flags.DEFINE_enum("program", "train", ("train", "sample"), "What is compiled.")
-INPUT = flags.DEFINE_enum("inputs", "codes", ("codes", "images"), "What a train step reads.")
+PROGRAM = flags.DEFINE_enum("program", "train", ("train", "sample", "decode"), "What is compiled.")
+INPUT = flags.DEFINE_enum(
+    "inputs", None, ("codes", "images"), "What a train step reads; default codes, or images."
+)
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images of a call, over all chips; default config.train.batch_size."
 )
@@ -119,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
         run_search()
         return
     # These need the environment.
-    from ar_jax.compilation.ahead import compile_sampler, compile_train_step
+    from ar_jax.compilation.ahead import compile_decoder, compile_sampler, compile_train_step
     from ar_jax.compilation.overflow import DoesNotFit
     from ar_jax.compilation.report import summary
 
@@ -129,7 +137,8 @@ def main(argv: Sequence[str]) -> None:
         if PROGRAM.value == "train":
             report = compile_train_step(config, topology, inputs=INPUT.value, **sizes)
         else:
-            report = compile_sampler(config, topology, **sizes)
+            compiles = compile_sampler if PROGRAM.value == "sample" else compile_decoder
+            report = compiles(config, topology, **sizes)
     except DoesNotFit as error:
         write({"program": PROGRAM.value, "topology": topology, **error.verdict})
         sys.exit(f"{topology}: {error}")

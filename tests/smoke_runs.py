@@ -148,11 +148,13 @@ def script(name: str, *arguments: str) -> Iterator[ModuleType]:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.argv = [name, *arguments]  # where config flags look for overrides
+    sys.modules[spec.name] = module  # where dataclasses look for the names of their annotations
     try:
         spec.loader.exec_module(module)
         flags.FLAGS(sys.argv)
         yield module
     finally:
         sys.argv = command
+        del sys.modules[spec.name]
         for flag in set(flags.FLAGS) - known:
             delattr(flags.FLAGS, flag)

@@ -1,107 +1,48 @@
-"""A generator's train step or sampler, compiled for a TPU topology without its hardware."""
+"""A train step, a sampler or a decoder, compiled for a TPU topology without its hardware."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax.experimental import topologies
-from jax.sharding import Mesh
 
+from ar_jax.api import Params
 from ar_jax.backbones.decoder import Decoder
-from ar_jax.build import build_objective, build_sampling, create_sampler, trains_tokenizer
+from ar_jax.build import (
+    SAMPLERS,
+    build_objective,
+    build_sampling,
+    create_sampler,
+    trains_tokenizer,
+)
 from ar_jax.compilation import estimate as figures
-from ar_jax.compilation.analysis import analyse
-from ar_jax.compilation.chips import Chip, find_chip
-from ar_jax.compilation.overflow import DoesNotFit, advise, read_overflow
-from ar_jax.compilation.phases import Phase, sample_phase, train_phase
+from ar_jax.compilation import products
+from ar_jax.compilation.phases import decode_phase, sample_phase, train_phase
+from ar_jax.compilation.target import (
+    Target,
+    compile_for,
+    on_mesh,
+    placed,
+    prepare,
+    report,
+    with_sharding,
+)
 from ar_jax.objectives.likelihood import init_tokenizer
-from ar_jax.parallel.mesh import batch_sharding, replicated, use_mesh
-from ar_jax.parallel.rules import shardings
-from ar_jax.sampling.loop import image_keys
-from ar_jax.train.fields import Settings, read_settings
+from ar_jax.parallel.mesh import batch_sharding
+from ar_jax.sampling import loop, refine
+from ar_jax.sampling.loop import CachedSampler, image_keys
+from ar_jax.sampling.refine import RefineSampler
 from ar_jax.train.program import build_program
 
 INPUTS = ("codes", "images")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Target:
-    """What is compiled, and for what: a topology and its chip, the checked configuration."""
-
-    topology: str
-    chip: Chip
-    config: ml_collections.ConfigDict
-    settings: Settings
-    objective: Any
-
-
-def prepare(
-    config: ml_collections.ConfigDict,
-    topology: str,
-    batch_size: int | None = None,
-    slices: int | None = None,
-) -> Target:
-    """The target of a configuration.
-
-    Args:
-        config: of a generator whose backbone is a decoder; the section data is not read.
-        topology: of one slice: 'v5e:4x4' and the like.
-        batch_size: images of a call, over all chips; None: config.train.batch_size.
-        slices: of that topology, joined by DCN; None: config.mesh.slices, or 1.
-
-    Raises:
-        ValueError: a bad field or topology, or a system of another kind.
-    """
-    chip = find_chip(topology)
-    config = ml_collections.ConfigDict(config.to_dict())
-    if batch_size is not None:
-        config.train.batch_size = batch_size
-    if slices is not None:
-        config.mesh.slices = slices
-    check_is_compiled(config)
-    settings = read_settings(config, topology_devices(topology, config.mesh.get("slices", 1)))
-    if config.get("attention", "auto") == "auto":  # what a TPU would choose
-        dropout = config.backbone.get("attention_dropout", 0.0)
-        config.attention = "xla" if dropout else "splash"
-    objective: Any = build_objective(config)
-    assert isinstance(objective.system.backbone, Decoder)
-    return Target(
-        topology=topology, chip=chip, config=config, settings=settings, objective=objective
-    )
-
-
-def check_is_compiled(config: ml_collections.ConfigDict) -> None:
-    """Checks that the configuration is of a kind that is compiled here.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if trains_tokenizer(config) or config.backbone.name != "decoder":
-        raise ValueError(
-            "compile_ahead takes generators with config.backbone.name='decoder': tokenizers and "
-            "other backbones have no FLOPs formula here"
-        )
-
-
-def topology_devices(topology: str, slices: int) -> list[jax.Device]:
-    """Chips of ``slices`` times the topology.
-
-    Raises:
-        ValueError: there is no such number of slices.
-    """
-    if slices < 1:
-        raise ValueError(
-            f"config.mesh.slices={slices} is not a number of slices: use 1, or as many of "
-            f"{topology} as there are"
-        )
-    return topologies.get_topology_desc(
-        platform="tpu", topology_name=topology, num_slices=slices
-    ).devices
+DECODERS: dict[type, Any] = {
+    CachedSampler: loop.decode_codes,
+    RefineSampler: refine.decode_codes,
+}
 
 
 def compile_train_step(
@@ -110,52 +51,63 @@ def compile_train_step(
     *,
     batch_size: int | None = None,
     slices: int | None = None,
-    inputs: str = "codes",
+    inputs: str | None = None,
 ) -> dict[str, Any]:
-    """What the compiler says of one train step of a generator.
+    """What the compiler says of one train step of a generator or a tokenizer.
 
     Args:
-        config: see `prepare`, as for ``topology``, ``batch_size`` and ``slices``.
-        inputs: 'codes' (cached) or 'images', which the tokenizer encodes inside the step; its
-            FLOPs are not counted in model_flops.
+        config: see `ar_jax.compilation.target.prepare`, as for ``topology``, ``batch_size`` and
+            ``slices``.
+        inputs: 'codes' (cached) or 'images', which a generator's tokenizer encodes inside the
+            step; its FLOPs are not counted in model_flops. None: codes, images for a tokenizer.
 
     Returns:
-        Plain numbers: 'memory' (bytes a chip), 'fits', 'model_flops' (of all chips), 'mfu' of the
-        total time and 'mfu_with_collectives', 'rooflines' (seconds) and what
-        `ar_jax.compilation.analysis.analyse` returns.
+        Plain numbers: 'memory' (bytes a chip), 'fits', 'model_flops' (of all chips, as
+        'model_flops_rule' says), 'mfu' of the total time and 'mfu_with_collectives', 'rooflines'
+        (seconds) and what `ar_jax.compilation.analysis.analyse` returns.
 
     Raises:
         DoesNotFit: the program needs more memory than a chip has.
         ValueError: a bad field, argument or topology.
     """
-    if inputs not in INPUTS:
-        raise ValueError(f"--inputs={inputs!r} is none of {INPUTS}")
-    target = prepare(config, topology, batch_size, slices)
-    settings, system = target.settings, target.objective.system
+    inputs = check_inputs(config, inputs)
+    target = prepare(config, topology, batch_size, slices, program="train")
+    settings, mesh = target.settings, target.mesh
     program = build_program(
         target.objective,
         settings.optimizer,
-        settings.mesh,
+        mesh,
         seed=settings.seed,
         accumulation=settings.train.accumulation,
         ema_decay=settings.ema.decay,
         ema_warmup=settings.ema.warmup,
         place=lambda key, whole: jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
     )
-    tokenizer = jax.eval_shape(lambda key: init_tokenizer(system, key), jax.random.key(0))
-    frozen = _placed({"tokenizer": tokenizer}, settings.mesh)
-    rows = settings.train.batch_size
-    batch = jax.eval_shape(lambda: dict(system.backbone.conditioner.empty(rows)))
-    if inputs == "codes":
-        batch["codes"] = jax.ShapeDtypeStruct((rows, system.schedule.length), jnp.int32)
-    else:
-        batch["image"] = jax.ShapeDtypeStruct((rows, *system.tokenizer.image_shape), jnp.uint8)
-    batch = _with_sharding(batch, program.rows)
+    frozen = placed(frozen_params(target.objective), mesh)
+    batch = with_sharding(batch_shapes(target.objective, target.rows, inputs), program.rows)
     step: Any = program.train_step
     params = program.abstract.params
-    compiled = _compile(target, lambda: step.lower(program.abstract, frozen, batch, program.key))
-    report = {"program": "train", "inputs": inputs, "attention": target.config.attention}
-    return report | _report(target, compiled, params, train_phase, passes=3)
+    compiled = compile_for(target, lambda: step.lower(program.abstract, frozen, batch, program.key))
+    attention = "xla" if trains_tokenizer(config) else target.config.attention
+    flops, rule = _train_flops(target, params)
+    found = report(target, compiled, params, train_phase, flops, rule)
+    return found | {"inputs": inputs, "attention": attention}
+
+
+def check_inputs(config: ml_collections.ConfigDict, inputs: str | None) -> str:
+    """What a train step of ``config`` reads: ``inputs``, or the default where it is None.
+
+    Raises:
+        ValueError: there are no such inputs.
+    """
+    if trains_tokenizer(config):
+        if inputs == "codes":
+            raise ValueError("--inputs='codes': a tokenizer trains on images")
+        inputs = inputs or "images"
+    inputs = inputs or "codes"
+    if inputs not in INPUTS:
+        raise ValueError(f"--inputs={inputs!r} is none of {INPUTS}")
+    return inputs
 
 
 def compile_sampler(
@@ -168,14 +120,13 @@ def compile_sampler(
     """What the compiler says of the program that draws the codes of a batch of images.
 
     The batch lies over slices, data and fsdp, the heads over tensor; guidance and filters are the
-    config's. The attention of a cached step is XLA's; decoding of the codes is another program.
+    config's. The attention of a cached step is XLA's; `compile_decoder` decodes the codes.
 
     Returns:
         As `compile_train_step`, which also says what the arguments are and what is raised.
     """
-    target = prepare(config, topology, batch_size, slices)
-    system, mesh = target.objective.system, target.settings.mesh
-    rows = target.settings.train.batch_size
+    target = prepare(config, topology, batch_size, slices, program="sample")
+    system, mesh, rows = target.objective.system, target.mesh, target.rows
     knobs, guidance = build_sampling(target.config)
     made: list[Any] = []
 
@@ -184,96 +135,101 @@ def compile_sampler(
         made.append(create_sampler(system, params))
         return made[-1].params
 
-    params = _placed(jax.eval_shape(unstacked, jax.random.key(0)), mesh)
+    params = placed(jax.eval_shape(unstacked, jax.random.key(0)), mesh)
     sampler = dataclasses.replace(made[-1], params=params)
     spread = batch_sharding(mesh)
-    cond = _with_sharding(jax.eval_shape(lambda: system.backbone.conditioner.empty(rows)), spread)
-    keys = _with_sharding(jax.eval_shape(lambda: image_keys(0, 0, rows)), spread)
+    cond = with_sharding(jax.eval_shape(lambda: system.backbone.conditioner.empty(rows)), spread)
+    keys = with_sharding(jax.eval_shape(lambda: image_keys(0, 0, rows)), spread)
     lower, _ = sampler.program(cond, keys, knobs=knobs, guidance=guidance)
     # Knobs and scales are arrays of this machine: of them, too, the topology gets shapes alone.
     _, *arguments = lower.args
-    abstract = [_on_mesh(argument, mesh) for argument in arguments]
+    abstract = [on_mesh(argument, mesh) for argument in arguments]
     guided = lower.keywords["guided"]
-    compiled = _compile(target, lambda: lower.func(sampler.system, *abstract, **lower.keywords))
+    compiled = compile_for(target, lambda: lower.func(sampler.system, *abstract, **lower.keywords))
     trained = {name: params[name] for name in ("backbone", "head")}
-    report = {"program": "sample", "guided": guided, "attention": "xla (cached)"}
-    return report | _report(target, compiled, trained, sample_phase, passes=2 if guided else 1)
+    if isinstance(sampler, CachedSampler):
+        passes = 2 if guided else 1
+        flops = figures.model_flops(trained, sampler.system, rows, passes=passes)
+        rule, attention = figures.FLOPS_RULE, "xla (cached)"
+    else:
+        counted: Any = _countable(target)
+        draw = functools.partial(refine.draw_codes, counted.system, guided=guided)
+        flops = products.count_products(draw, *arguments)
+        rule, attention = products.CALL_RULE, target.config.attention
+    found = report(target, compiled, trained, sample_phase, flops, rule)
+    return found | {"guided": guided, "attention": attention}
 
 
-def _with_sharding(tree: Any, sharding: Any) -> Any:
-    """Shapes of ``tree`` that all lie as ``sharding`` says."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )
-
-
-def _placed(tree: Any, mesh: Mesh) -> Any:
-    """Shapes of parameters where the rules put them."""
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        tree,
-        shardings(tree, mesh),
-    )
-
-
-def _on_mesh(tree: Any, mesh: Mesh) -> Any:
-    """Shapes of ``tree``: arrays become whole copies on every device, shapes stay as they are."""
-
-    def one(leaf: Any) -> jax.ShapeDtypeStruct:
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return leaf
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh))
-
-    return jax.tree.map(one, tree)
-
-
-def _compile(target: Target, lower: Any) -> Any:
-    settings = target.settings
-    with use_mesh(settings.mesh), jax.default_matmul_precision(settings.precision):
-        lowered = lower()
-        try:
-            return lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            advice = advise(target.objective.system.backbone.remat, dict(settings.mesh.shape))
-            verdict = read_overflow(str(error), advice, lowered.as_text())
-            if verdict is None:
-                raise
-            raise DoesNotFit(verdict) from error
-
-
-def _report(
-    target: Target, compiled: Any, params: Any, phase: Phase, *, passes: int
+def compile_decoder(
+    config: ml_collections.ConfigDict,
+    topology: str,
+    *,
+    batch_size: int | None = None,
+    slices: int | None = None,
 ) -> dict[str, Any]:
-    chip, system = target.chip, target.objective.system
-    mesh, rows = target.settings.mesh, target.settings.train.batch_size
-    devices, sizes = mesh.size, dict(mesh.shape)
-    memory = _memory(compiled, chip)
-    flops = figures.model_flops(params, system, rows, passes=passes)
-    share = figures.visible_share(system.backbone.row_steps)
-    found = analyse(compiled.as_text(), chip, target.topology, sizes, phase, share)
-    seconds = found["seconds"]
-    at_peak = flops / (devices * chip.peak)
-    return {
-        "topology": target.topology,
-        "devices": devices,
-        "mesh": sizes,
-        "batch_size": rows,
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
-        "fits": memory["peak"] <= memory["capacity"],
-        "memory": memory,
-        "model_flops": flops,
-        "model_flops_rule": figures.FLOPS_RULE,
-        "mfu": at_peak / seconds["total"],
-        "mfu_with_collectives": at_peak / seconds["with_collectives"],
-        "rooflines": figures.rooflines(flops, memory, chip, devices),
-        **found,
-    }
+    """What the compiler says of the program that decodes the codes of a batch into images.
+
+    It is the one that follows the sampler's, with the generator's tokenizer, which computes in
+    float32; the batch lies over slices, data and fsdp.
+
+    Returns:
+        As `compile_train_step`, which also says what the arguments are and what is raised.
+    """
+    target = prepare(config, topology, batch_size, slices, program="decode")
+    system, mesh = target.objective.system, target.mesh
+    params = placed(frozen_params(target.objective), mesh)["tokenizer"]
+    shape = (target.rows, *system.tokenizer.codes_shape)
+    dtype = jnp.float32 if system.tokenizer.codebook_size is None else jnp.int32
+    codes = jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+    decode = DECODERS[SAMPLERS[type(system.backbone)]]
+    compiled = compile_for(target, lambda: decode.lower(system, params, codes, None))
+    flops = products.count_products(lambda *arrays: decode(system, *arrays, None), params, codes)
+    found = report(target, compiled, params, decode_phase, flops, products.CALL_RULE)
+    return found | {"attention": "xla"}
 
 
-def _memory(compiled: Any, chip: Chip) -> dict[str, int]:
-    """Bytes of one chip; the peak is what is alive together at most by the compiler's plan."""
-    plan = compiled.memory_analysis()
-    names = ("argument", "output", "alias", "temp", "generated_code")
-    found = {name: int(getattr(plan, f"{name}_size_in_bytes")) for name in names}
-    peak = sum(found.values()) - 2 * found["alias"]  # aliased outputs are the arguments
-    return {**found, "peak": peak, "capacity": chip.capacity}
+def frozen_params(objective: Any) -> Params:
+    """Shapes of the parameters that the objective is given and does not train."""
+    if not hasattr(objective, "system"):
+        return {}
+    tokenizer = jax.eval_shape(lambda key: init_tokenizer(objective.system, key), jax.random.key(0))
+    return {"tokenizer": tokenizer}
+
+
+def batch_shapes(objective: Any, rows: int, inputs: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what a train step reads."""
+    system = getattr(objective, "system", None)
+    batch, tokenizer = {}, objective.tokenizer if system is None else system.tokenizer
+    if system is not None:
+        batch = jax.eval_shape(lambda: dict(system.backbone.conditioner.empty(rows)))
+    if inputs == "images":
+        image = jax.ShapeDtypeStruct((rows, *tokenizer.image_shape), jnp.uint8)
+        return {**batch, "image": image}
+    dtype = jnp.float32 if tokenizer.codebook_size is None else jnp.int32
+    return {**batch, "codes": jax.ShapeDtypeStruct((rows, *tokenizer.encoding_shape), dtype)}
+
+
+def _train_flops(target: Target, params: Any) -> tuple[float, str]:
+    """(FLOPs of a step over all chips, how they are counted)."""
+    objective, tokenizer = target.objective, trains_tokenizer(target.config)
+    if not tokenizer and isinstance(objective.system.backbone, Decoder):
+        flops = figures.model_flops(params, objective.system, target.rows)
+        return flops, figures.FLOPS_RULE
+    counted = _countable(target)
+
+    def loss(*arguments: Any) -> jax.Array:
+        return counted.loss(*arguments, True)[0]
+
+    arguments = (
+        *(params, jax.eval_shape(objective.init_stats, params), frozen_params(objective)),
+        *(batch_shapes(objective, target.rows, "images" if tokenizer else "codes"),),
+        jax.eval_shape(lambda: jax.random.key(0)),
+    )
+    return 3 * products.count_products(loss, *arguments), products.TRAINING_RULE
+
+
+def _countable(target: Target) -> Any:
+    """The objective with attention by XLA: a kernel hides its products."""
+    config = ml_collections.ConfigDict(target.config.to_dict())
+    config.attention = "xla"
+    return build_objective(config)

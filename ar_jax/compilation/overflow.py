@@ -74,10 +74,17 @@ def largest_arrays(text: str, count: int = 3) -> list[Buffer]:
     return sorted(found.values(), key=lambda buffer: -buffer.bytes)[:count]
 
 
-def advise(remat: str, mesh: Mapping[str, int]) -> list[str]:
-    """What to change, of that which is not so already: ``remat`` and axis sizes of the program."""
-    advice = ["lower --batch_size (config.train.batch_size), or raise config.train.accumulation"]
-    if remat != "block":
+def advise(remat: str | None, mesh: Mapping[str, int], *, accumulates: bool = True) -> list[str]:
+    """What to change, of that which is not so already.
+
+    Args:
+        remat: of the program's blocks; None: there is nothing to rematerialise.
+        mesh: sizes of its axes.
+        accumulates: whether it can take its batch in parts.
+    """
+    more = ", or raise config.train.accumulation" if accumulates else ""
+    advice = [f"lower --batch_size (config.train.batch_size){more}"]
+    if remat not in (None, "block"):
         advice.append("rematerialise the blocks: config.backbone.remat='block'")
     if mesh["data"] > 1:
         advice.append(

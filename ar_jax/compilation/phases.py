@@ -1,9 +1,9 @@
 """What the parts of a program take: a train step's forward and backward, a sampler's steps.
 
 An instruction belongs to the phase that its op_name names, by `jax.named_scope`s of
-`ar_jax.train.step`, `ar_jax.objectives.likelihood` and `ar_jax.sampling.loop` and by the marks that
-differentiation leaves. What the attention among all rows takes, a part of several phases, goes by
-the scope of `ar_jax.nn.splash.attend_all`.
+`ar_jax.train.step`, `ar_jax.objectives` and `ar_jax.sampling`, by names of modules and by the marks
+that differentiation leaves. What the attention among all rows takes, a part of several phases, goes
+by the scope of `ar_jax.nn.splash.attend_all`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Phase = Callable[[str], str | None]  # of an op_name; None where it does not say
 OTHER = "other"
 ORDER = (  # then a sampler's steps by their numbers
     *("tokenizer", "forward", "head and loss", "head and loss backward", "backward", "optimizer"),
-    *("prefill", "decode"),
+    *("prefill", "decode", "backbone", "head", "quantizer", "decoder"),
 )
 RULE = (
     "by the op_names of instructions; a fusion of several phases counts for the one that it is "
@@ -50,8 +50,12 @@ def train_phase(op_name: str) -> str | None:
 
 
 def sample_phase(op_name: str) -> str | None:
-    """'prefill' and 'decode' where all steps are equal, else 'step_0', 'step_1', ..."""
-    steps = (scope for scope in _scopes(op_name) if re.fullmatch(r"step_\d+|prefill|decode", scope))
+    """'prefill' and 'decode' where all steps are equal, else 'step_0', 'step_1', ...
+
+    Of iterative refinement 'backbone' and 'head'.
+    """
+    known = r"step_\d+|prefill|decode|backbone|head"
+    steps = (scope for scope in _scopes(op_name) if re.fullmatch(known, scope))
     return next(steps, None)
 
 
@@ -72,6 +76,13 @@ def attention_seconds(run: Run, chip: Chip, visible: float) -> float:
     return sum(
         sum(step_seconds(step, chip, visible).values()) for step in run.steps if within(step)
     )
+
+
+def decode_phase(op_name: str) -> str | None:
+    """'quantizer' (codes to features) or 'decoder' (features to images)."""
+    parts = {"quantizer": "quantizer", "autoencoder": "decoder"}  # of a tokenizer's modules
+    modules = (scope.partition(".")[0] for scope in _scopes(op_name))
+    return next((parts[module] for module in modules if module in parts), None)
 
 
 def _scopes(op_name: str) -> list[str]:

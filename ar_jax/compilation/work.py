@@ -56,22 +56,35 @@ def _convolution_flops(
             pairs *= result[place]
     window = instruction.attribute(r"window=\{([^}]*)\}") or ""
     fields = dict(re.findall(r"(\w+)=([\w\-]+)", window))
+
+    def number(name: str, label: str, default: int) -> int:
+        text = fields[name].split("x")[int(label)] if name in fields else str(default)
+        return int(re.match(r"-?\d+", text)[0])  # type: ignore[index]
+
     for label in filter(str.isdigit, target):
-        pairs *= _valid_pairs(
+        pairs *= valid_pairs(
             left[source.index(label)],
             right[kernel.index(label)],
             result[target.index(label)],
-            {name: text.split("x")[int(label)] for name, text in fields.items()},
+            stride=number("stride", label, 1),
+            dilation=number("rhs_dilate", label, 1),
+            base=number("lhs_dilate", label, 1),
+            before=number("pad", label, 0),
         )
     return 2.0 * pairs
 
 
-def _valid_pairs(size: int, window: int, places: int, fields: dict[str, str]) -> int:
-    """Pairs of an output place and a kernel place that meet an input place and not padding."""
-    stride, dilation, base = (
-        int(fields.get(name, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate")
-    )
-    before = int(re.match(r"-?\d+", fields.get("pad", "0"))[0])  # type: ignore[index]
+def valid_pairs(
+    size: int, window: int, places: int, *, stride: int, dilation: int, base: int, before: int
+) -> int:
+    """Pairs of an output place and a kernel place that meet an input place and not padding.
+
+    Args:
+        size, window, places: of input, kernel and output along one dimension.
+        stride: input places from one output place to the next.
+        dilation, base: distance of two kernel places, of two input places.
+        before: places of padding before the first.
+    """
     end = (size - 1) * base + 1
     return sum(
         0 <= (at := place * stride + tap * dilation - before) < end and at % base == 0

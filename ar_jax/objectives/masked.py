@@ -99,7 +99,8 @@ class Masked:
         codes are drawn from it at every visit.
         """
         codes_key, drop_key, draws_key, dropout_key = jax.random.split(key, 4)
-        codes = self._codes(frozen, batch, codes_key)
+        with jax.named_scope("tokenizer"):  # as that below: for `ar_jax.compilation.phases`
+            codes = self._codes(frozen, batch, codes_key)
         cond = {"label": batch["label"]}
         if train and self.label_dropout:
             drop = jax.random.bernoulli(drop_key, self.label_dropout, (len(codes),))
@@ -147,14 +148,15 @@ class Masked:
             """[B, L, n] -> [B R L, n]; images stay outermost, as they lie on the devices."""
             return jnp.broadcast_to(x[:, None], (*shape, x.shape[-1])).reshape(-1, x.shape[-1])
 
-        error, bound = head.apply(
-            {"params": params["head"]},
-            rows(hidden),
-            rows(codes),
-            draws.times.reshape(-1),
-            draws.noise.reshape(-1, codes.shape[-1]),
-            method="loss",
-        )
+        with jax.named_scope("head_and_loss"):
+            error, bound = head.apply(
+                {"params": params["head"]},
+                rows(hidden),
+                rows(codes),
+                draws.times.reshape(-1),
+                draws.noise.reshape(-1, codes.shape[-1]),
+                method="loss",
+            )
         share = hide(draws.order, draws.rate, self.rate_min).astype(jnp.float32)
         if weights is not None:
             share = share * weights[:, None]

@@ -244,9 +244,10 @@ def draw_codes(
         """Hidden states [B or 2B, n, D] of the positions ``wanted`` [B, n]."""
         fed = both(jnp.take_along_axis(codes, seen[..., None], axis=1))
         seen, known = both(seen), None if known is None else both(known)
-        encoded = apply(fed, cond, known, seen, method="encode")
-        hidden = apply(encoded, known, seen, method="decode")
-        return jnp.take_along_axis(hidden, both(wanted)[..., None], axis=1)
+        with jax.named_scope("backbone"):  # as that below: for `ar_jax.compilation.phases`
+            encoded = apply(fed, cond, known, seen, method="encode")
+            hidden = apply(encoded, known, seen, method="decode")
+            return jnp.take_along_axis(hidden, both(wanted)[..., None], axis=1)
 
     def iterate(codes: Array, xs: dict[str, Array], size: int, visible: int, exact: bool) -> Array:
         """One iteration of at most ``size`` new codes that sees at most ``visible``."""
@@ -260,15 +261,16 @@ def draw_codes(
         )
         start, steps = draws(first, size)
         split = batch_size * size
-        drawn: Any = head.draw(
-            params["head"],
-            hidden[:split],
-            start,
-            steps,
-            null=hidden[split:] if guided else None,
-            scale=xs["scale"],
-            temperature=temperature,
-        )
+        with jax.named_scope("head"):
+            drawn: Any = head.draw(
+                params["head"],
+                hidden[:split],
+                start,
+                steps,
+                null=hidden[split:] if guided else None,
+                scale=xs["scale"],
+                temperature=temperature,
+            )
         places = jnp.where(fresh, wanted, length)
         return codes.at[images, places].set(drawn.reshape(batch_size, size, width), mode="drop")
 

@@ -40,7 +40,10 @@ OUT = flags.DEFINE_string("out", None, "JSON file, kept up to date after every r
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One compilation: configuration file and argument, what of it, where, and how many images."""
+    """One compilation: configuration file and argument, what of it, where, and how many images.
+
+    ``size`` is empty for a file that takes no argument.
+    """
 
     system: str
     size: str
@@ -52,9 +55,12 @@ class Row:
     remat: str = ""  # the configuration's own
 
     @property
+    def label(self) -> str:
+        return f"{self.system}-{self.size}" if self.size else self.system
+
+    @property
     def name(self) -> str:
-        start = f"{self.program} {self.system}-{self.size} {self.topology} {self.batch_size}"
-        return f"{start} {self.mesh}"
+        return f"{self.program} {self.label} {self.topology} {self.batch_size} {self.mesh}"
 
     @property
     def mesh(self) -> str:
@@ -65,9 +71,10 @@ class Row:
 
     def command(self, out: Path) -> list[str]:
         script = str(ROOT / "experiments" / "compile_ahead.py")
+        argument = f":{self.size}" if self.size else ""
         return [
             *(sys.executable, script, f"--out={out}", f"--topology={self.topology}"),
-            f"--config={ROOT}/configs/imagenet256/{self.system}.py:{self.size}",
+            f"--config={ROOT}/configs/imagenet256/{self.system}.py{argument}",
             *(f"--program={self.program}", f"--batch_size={self.batch_size}"),
             *("--config.mesh.data=-1", f"--config.mesh.fsdp={self.fsdp}"),
             f"--config.mesh.tensor={self.tensor}",
@@ -135,7 +142,9 @@ def weak_scaling() -> Iterator[Row]:
 
 
 def others() -> Iterator[Row]:
-    """The other generators of configs/imagenet256 on the smallest topology."""
+    """The other configurations of configs/imagenet256 on the smallest topology."""
+    topology = "v5e:4x4"
+    chips = CHIPS[topology]
     for system, size, a_chip in (
         ("var", "d20", 16),
         ("llamagen", "B", 16),
@@ -145,9 +154,10 @@ def others() -> Iterator[Row]:
         ("rar", "l", 16),
         ("rar", "xl", 16),
         ("rar", "xxl", 8),
+        ("mar", "base", 16),
+        ("mar", "large", 16),
+        ("mar", "huge", 16),
     ):
-        topology = "v5e:4x4"
-        chips = CHIPS[topology]
         yield Row(
             system=system,
             size=size,
@@ -155,6 +165,18 @@ def others() -> Iterator[Row]:
             program="train",
             batch_size=a_chip * chips,
             fsdp=chips,
+        )
+    for system, size in (
+        ("tokenizer_kl", ""),
+        ("tokenizer_maskgit", ""),
+        ("tokenizer_multiscale", ""),
+        ("tokenizer_vq", ""),
+        ("tokenizer_vq", "vq8"),
+    ):
+        yield Row(system=system, size=size, topology=topology, program="train", batch_size=128)
+    for system, size in (("var", "d16"), ("llamagen", "B")):
+        yield Row(
+            system=system, size=size, topology=topology, program="decode", batch_size=16 * chips
         )
 
 
@@ -195,7 +217,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         figures = found.get(row.name)
         if figures is None:
             continue
-        start = f"| {row.program} | {row.system}-{row.size} | {row.topology} | {row.mesh} | "
+        start = f"| {row.program} | {row.label} | {row.topology} | {row.mesh} | "
         lines.append(f"{start}{row.batch_size} | {_figures(row, figures)} |")
     return "\n".join(lines) + "\n"
 
