@@ -91,7 +91,7 @@ def test_what_cannot_be_counted_is_refused():
         count_products(attend, rows)
 
 
-def test_the_formula_agrees_but_for_hidden_pairs():
+def test_the_formula_agrees_but_for_hidden_pairs_and_turns():
     """What `model_flops` says of a decoder, from its weights, is what its loss multiplies."""
     config = ml_collections.ConfigDict(smoke_config("llamagen").to_dict())
     config.attention = "xla"
@@ -108,4 +108,7 @@ def test_the_formula_agrees_but_for_hidden_pairs():
     backbone = system.backbone
     hidden = np.count_nonzero(~visible_rows(backbone.row_steps))
     pairs = 4 * 3 * backbone.depth * backbone.width * hidden
-    assert counted == model_flops(params, system, 3, passes=1) + pairs
+    # Queries and keys turn by a product, see `ar_jax.nn.positions.rotate_by_product`.
+    head_width = backbone.width // backbone.heads
+    turns = 2 * 2 * 3 * backbone.depth * backbone.rows * backbone.width * head_width
+    assert counted == model_flops(params, system, 3, passes=1) + pairs + turns

@@ -56,11 +56,11 @@ def rotate_by_product(x: Array, table: Array) -> Array:
 
     An axis of two, as pairs apart have it, would leave nearly all of a TPU's 128 lanes empty.
     """
-    quarter = np.kron(np.eye(x.shape[-1] // 2), [[0, 1], [-1, 0]])  # [K, K]
+    quarter = jnp.asarray(np.kron(np.eye(x.shape[-1] // 2), [[0, 1], [-1, 0]]), x.dtype)  # [K, K]
     turned = jnp.einsum(
-        "bnhk,kj->bnhj",
+        "bnhk,bkj->bnhj",  # by sample, as rematerialisation 'dots' keeps products by weights only
         x,
-        jnp.asarray(quarter, x.dtype),
+        jnp.broadcast_to(quarter, (len(x), *quarter.shape)),
         precision="highest",  # each result is one of the operands, exactly
         preferred_element_type=jnp.float32,
     )
