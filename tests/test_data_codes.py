@@ -1,4 +1,4 @@
-"""Cached codes: the streaming writer, the reader, and damage."""
+"""Cached codes: the streaming writer, one that goes on, the reader, and damage."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from grain.sources import ArrayRecordDataSource
 
 from ar_jax.data import CodesSource, CodesWriter, UnreadableItem, open_source
 
@@ -51,10 +52,12 @@ def test_round_trip(tmp_path, vocabulary):
             np.testing.assert_array_equal(item["codes"], codes[i, 0])
             assert item["codes"].dtype == np.int32 and item["label"].dtype == np.int32
             assert item["label"] == labels[i]
-    stored = np.load(tmp_path / "train" / "codes-00000.npy")
-    assert stored.dtype == (np.uint16 if vocabulary <= 65_536 else np.int32)
-    assert stored.shape == (8, 2, 14)
-    assert source.describe(24).endswith("codes-00003.npy row 0")
+    names = sorted(path.name for path in (tmp_path / "train").iterdir())
+    assert names == [*(f"codes-0000{n}.arrayrecord" for n in range(4)), "meta.json"]
+    record = ArrayRecordDataSource([str(tmp_path / "train" / names[1])])[2]
+    kind = "<u2" if vocabulary <= 65_536 else "<i4"
+    assert record == labels[10].astype("<i4").tobytes() + codes[10].astype(kind).tobytes()
+    assert source.describe(24).endswith("codes-00003.arrayrecord record 0")
     assert len(pickle.dumps(source)) < 4096, "a pickled source carries no codes"
 
 
@@ -109,24 +112,70 @@ def test_writer_checks_what_it_is_given(tmp_path):
         CodesWriter(tmp_path / "c", "train", **FIELDS)
 
 
-def test_an_interrupted_writer_leaves_nothing_that_reads(tmp_path):
+def interrupt(directory, codes: np.ndarray, labels: np.ndarray, **changes) -> None:
+    """Writes some images in two files of 4, and begins a third."""
     with (
         pytest.raises(RuntimeError, match="out of memory"),
-        CodesWriter(tmp_path / "train", "train", **(FIELDS | {"shard_size": 4})) as writer,
+        CodesWriter(directory, "train", **(FIELDS | {"shard_size": 4} | changes)) as writer,
     ):
-        writer.write(codes_of(9), np.zeros(9, int))
+        writer.write(codes[:9], labels[:9])
         raise RuntimeError("out of memory")
-    assert (tmp_path / "train" / "codes-00001.npy").exists()
+
+
+def test_an_interrupted_writer_leaves_nothing_that_reads(tmp_path):
+    interrupt(tmp_path / "train", codes_of(9), np.zeros(9, int))
+    names = sorted(path.name for path in (tmp_path / "train").iterdir())
+    assert names == ["codes-00000.arrayrecord", "codes-00001.arrayrecord", "unfinished.json"]
     with pytest.raises(ValueError, match=r"meta.json: missing.*not finished"):
         open_source(f"codes:{tmp_path}", "train")
+    faults: list[tuple[dict[str, Any], str]] = [
+        ({"copies": 1}, "of another copies: 2 there, 1 now; remove it"),
+        ({"shard_size": 5}, "of another shard_size: 4 there, 5 now"),
+        ({"tokenizer": {"name": "vq", "fingerprint": "b"}}, "tokenizer.fingerprint: 'abc' there"),
+        ({"tokenizer": {"name": "vq"}}, "tokenizer.fingerprint: 'abc' there, None now"),
+    ]
+    for changes, message in faults:
+        with pytest.raises(ValueError, match=message):
+            CodesWriter(tmp_path / "train", "train", **(FIELDS | {"shard_size": 4} | changes))
+    (tmp_path / "train" / "unfinished.json").unlink()
     with pytest.raises(ValueError, match="is not an empty directory"):
         CodesWriter(tmp_path / "train", "train", **FIELDS)
+
+
+@pytest.mark.parametrize("damage", ["none", "killed", "cut", "gone"])
+def test_a_writer_goes_on_after_the_files_that_are_whole(tmp_path, damage):
+    """What it leaves in the end is what an uninterrupted one does, byte by byte."""
+    codes, labels = write(tmp_path / "whole", 11, shard_size=4)
+    folder, begun = tmp_path / "train", 8
+    interrupt(folder, codes, labels)
+    second = folder / "codes-00001.arrayrecord"
+    if damage == "killed":  # a file that nobody ended, under the name it is written under
+        second.with_name(".codes-00002.arrayrecord.partial").write_bytes(second.read_bytes()[:500])
+    elif damage == "cut":  # after a loss of power, say
+        second.write_bytes(second.read_bytes()[:300])
+        begun = 4
+    elif damage == "gone":
+        (folder / "codes-00000.arrayrecord").unlink()
+        begun = 0
+    with CodesWriter(folder, "train", **(FIELDS | {"shard_size": 4})) as writer:
+        assert writer.written == begun
+        writer.write(codes[begun:], labels[begun:])
+    there = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert there == {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+
+
+def test_a_writer_that_had_all_files_only_finishes(tmp_path):
+    codes, labels = write(tmp_path / "whole", 8, shard_size=4)
+    interrupt(tmp_path / "train", codes[:8], labels[:8])
+    with CodesWriter(tmp_path / "train", "train", **(FIELDS | {"shard_size": 4})) as writer:
+        assert writer.written == 8
+    assert len(open_source(f"codes:{tmp_path}", "train")) == 8
 
 
 def test_reader_checks_completeness(tmp_path):
     write(tmp_path / "train")
     spec, folder = f"codes:{tmp_path}", tmp_path / "train"
-    meta, shard, labels = folder / "meta.json", folder / "codes-00001.npy", folder / "labels.npy"
+    meta, shard = folder / "meta.json", folder / "codes-00001.arrayrecord"
     content = json.loads(meta.read_text())
     for change, message in [
         ({"sizes": [1, 4]}, r"sizes \[1, 4\] sum to 5, not to length=14"),
@@ -134,40 +183,50 @@ def test_reader_checks_completeness(tmp_path):
         ({"copies": True}, "copies is True, expected int"),
         ({"split": "test"}, "split is 'test', but the directory is named 'train'"),
         ({"class_names": []}, "0 class_names for num_classes=3"),
-        ({"copies": 3}, r"codes-00000.npy: uint16 \[8, 2, 14\], but meta.json says"),
+        ({"format": "ar_jax.codes.0"}, "is 'ar_jax.codes.0', expected 'ar_jax.codes.2'"),
     ]:
         meta.write_text(json.dumps(content | change))
         with pytest.raises(ValueError, match=message):
             open_source(spec, "train")
+    meta.write_text(json.dumps(content | {"copies": 3}))
+    with pytest.raises(UnreadableItem, match=r"00000.arrayrecord record 1: 60 bytes.* says 88"):
+        open_source(spec, "train")[1]
+    meta.write_text(json.dumps(content | {"num_classes": 1, "class_names": ["a"]}))
+    with pytest.raises(ValueError, match=r"00000.arrayrecord record 1: label 1 is out of range"):
+        open_source(spec, "train", on_error="skip")[1]
     meta.write_text(json.dumps(content))
     sound = shard.read_bytes()
     for damaged in (sound[:-9], sound[:40], b""):
         shard.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"codes-00001.npy: damaged"):
+        with pytest.raises(ValueError, match=r"codes-00001.arrayrecord: holds 0 readable records"):
             open_source(spec, "train")
     shard.unlink()
-    with pytest.raises(ValueError, match=r"codes-00001.npy: missing; the cache is incomplete"):
+    with pytest.raises(ValueError, match=r"codes-00001.arrayrecord: missing; meta.json lists it"):
         open_source(spec, "train")
     shard.write_bytes(sound)
-    np.save(labels, np.zeros(24, np.int32))
-    with pytest.raises(ValueError, match=r"labels.npy: shape \[24\] for 25 images"):
-        open_source(spec, "train")
-    np.save(labels, np.full(25, 3, np.int32))
-    with pytest.raises(ValueError, match=r"labels.npy: label 3 of item 0 is out of range"):
-        open_source(spec, "train")
     with pytest.raises(ValueError, match=r"data.channels=3, but codes.*set data.channels=1"):
-        np.save(labels, np.zeros(25, np.int32))
         open_source(spec, "train", channels=3)
+
+
+def test_a_flipped_bit_is_named_or_skipped(tmp_path):
+    """A code that is as possible as the one that was written."""
+    codes, _ = write(tmp_path / "train")
+    shard = tmp_path / "train" / "codes-00001.arrayrecord"
+    content = bytearray(shard.read_bytes())
+    at = content.find(codes[10].astype("<u2").tobytes())
+    assert at > 0
+    content[at + 6] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UnreadableItem, match=r"codes-00001.arrayrecord record 2: damaged"):
+        open_source(f"codes:{tmp_path}", "train")[10]
+    skipping = open_source(f"codes:{tmp_path}", "train", on_error="skip")
+    np.testing.assert_array_equal(skipping[10]["codes"], codes[11, 0])
+    assert skipping.skipped == 1
 
 
 def test_codes_beyond_the_vocabulary_are_damage(tmp_path):
     write(tmp_path / "train")
-    shard = tmp_path / "train" / "codes-00001.npy"
-    codes = np.load(shard)
-    codes[2, 0, 3] = 256
-    np.save(shard, codes)
-    with pytest.raises(UnreadableItem, match=r"codes-00001.npy row 2: .*vocabulary_size=256"):
+    meta = tmp_path / "train" / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"vocabulary_size": 100}))
+    with pytest.raises(UnreadableItem, match=r"00001.arrayrecord record 2: .*vocabulary_size=100"):
         open_source(f"codes:{tmp_path}", "train")[10]
-    skipping = open_source(f"codes:{tmp_path}", "train", on_error="skip")
-    np.testing.assert_array_equal(skipping[10]["codes"], skipping[11]["codes"])
-    assert skipping.skipped == 1

@@ -47,6 +47,25 @@ def test_length_and_repeated_passes():
     assert len(eval_batches(source(8), TRANSFORM, batch_size=4)) == 2
 
 
+@pytest.mark.parametrize("seed", [None, 7])
+def test_those_after_the_first_are_the_same_in_other_batches(seed):
+    def items(**options) -> list[tuple[int, bytes]]:
+        return [
+            (int(label), image.tobytes())
+            for batch in run(augment_seed=seed, **options)
+            for label, image in zip(batch["label"], batch["image"], strict=True)
+        ]
+
+    expected = items()[:10]
+    for first in (0, 3, 9, 10):
+        assert items(first=first, batch_size=3)[: 10 - first] == expected[first:]
+    evaluation = eval_batches(source(), TRANSFORM, batch_size=4, first=5)
+    assert len(evaluation) == 2 and evaluation.num_items == 5
+    assert run(first=10) == []
+    with pytest.raises(ValueError, match=r"first=11 must lie in 0\.\.10"):
+        run(first=11)
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_join_to_the_whole_with_equal_counts(hosts):
     whole = run(9)

@@ -70,6 +70,17 @@ def test_data_of_ones_own_in_worker_processes(tmp_path):
     assert row["images"] > 0 and row["cpu_seconds"] > 0
 
 
+def test_several_sources_take_turns(tmp_path):
+    with script("benchmarks/loader", CONFIG) as loader:
+        for name in ("a", "b"):
+            loader.write_codes(tmp_path / name, loader.CONFIG.value, 16)
+    specs, out = [f"codes:{tmp_path / name}" for name in ("a", "b")], tmp_path / "loader.json"
+    arguments = (f"--source={','.join(specs)}", "--repeats=2", "--batch_size=4", "--seconds=0.05")
+    with script("benchmarks/loader", CONFIG, *arguments, f"--out={out}") as loader:
+        loader.main(["loader"])
+    assert [row["data"] for row in json.loads(out.read_text())["rows"]] == specs * 2
+
+
 @pytest.mark.parametrize(
     ("topology", "devices", "slices", "chips_per_host", "hosts"),
     [

@@ -12,8 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorstore
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from ar_jax.io.checkpoint import FOLDER, holds_only_params, list_steps
+from ar_jax.io.checkpoint import (
+    FOLDER,
+    holds_only_params,
+    list_steps,
+    load_params,
+    load_tree,
+    save_tree,
+    tree_metadata,
+)
 from ar_jax.io.checkpoint_health import CHECKSUMS, RECORD, DamagedCheckpoint
 from ar_jax.io.run_checkpoints import Checkpoints
 from ar_jax.parallel.mesh import make_mesh
@@ -68,8 +78,13 @@ def empty(folder: Path) -> None:
 def change_value(checkpoint: Path, name: str = "params/mlp/up/kernel") -> None:
     """Flips the sign of one entry of a parameter, in files that are as good as before."""
     part, _, key = name.partition("/")
-    path = {"driver": "ocdbt", "base": f"file://{checkpoint / part}/"}
-    path["path"] = key.replace("/", ".") + "/"
+    change_entry(checkpoint / part, key)
+
+
+def change_entry(folder: Path, name: str) -> None:
+    """Flips one bit, the sign, of an array below ``folder``."""
+    path = {"driver": "ocdbt", "base": f"file://{folder}/"}
+    path["path"] = name.replace("/", ".") + "/"
     array = tensorstore.open({"driver": "zarr3", "kvstore": path}, open=True).result()
     place = (1,) * array.rank
     array[place].write(-array[place].read().result()).result()
@@ -175,6 +190,35 @@ def test_changed_values_go_unseen_without_checksums(workdir, caplog):
     assert int(restored["state"]["step"]) == 2
     assert f"{workdir / FOLDER / '3'} is damaged: params/mlp/up/kernel: {CHANGED}" in caplog.text
     assert (workdir / FOLDER / "3.damaged").is_dir()
+
+
+@pytest.mark.parametrize("which", ["params", "ema"])
+def test_changed_parameters_are_not_loaded_alone(workdir, which):
+    """For sampling and the like, on one device, split, or some of them split; others are whole."""
+    checkpoint, mesh = workdir / FOLDER / "3", make_mesh(data=2, fsdp=4)
+    change_value(checkpoint, f"{which}/mlp/up/kernel")
+    rows = NamedSharding(mesh, P("fsdp"))
+    for sharding in (None, rows, {"mlp/up/kernel": rows}, {"mlp/up/bias": rows}):
+        with pytest.raises(DamagedCheckpoint) as error:
+            load_params(workdir, which, sharding=sharding)
+        expected = f"{checkpoint} is damaged: {which}/mlp/up/kernel: {CHANGED} (checksums differ)"
+        assert str(error.value) == expected
+    load_params(workdir, which, step=2)
+    load_params(workdir, "params" if which == "ema" else "ema")
+    drop_checksums(checkpoint)
+    load_params(workdir, which)
+
+
+def test_a_changed_tree_is_not_loaded(tmp_path):
+    """What a generator's workdir keeps of its tokenizer."""
+    tree = make_parts(make_mesh())["params"]
+    save_tree(tmp_path / "tree", tree)
+    assert tree_metadata(tmp_path / "tree") == {}
+    load_tree(tmp_path / "tree")
+    change_entry(next((tmp_path / "tree").rglob("ocdbt.process_0")).parent, "mlp/up/bias")
+    for wanted in (None, abstract({"params": tree}, make_mesh())["params"]):
+        with pytest.raises(DamagedCheckpoint, match=f"tree is damaged: mlp/up/bias: {CHANGED}"):
+            load_tree(tmp_path / "tree", wanted)
 
 
 def test_a_second_damaged_checkpoint_of_a_step_is_kept_beside_the_first(workdir):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ar_jax.data.codes import CodesSource, CodesWriter
+from ar_jax.data.codes import CodesSource
+from ar_jax.data.codes_writer import CodesWriter
 from ar_jax.data.config import Data, from_config
 from ar_jax.data.eval_pipeline import EvalBatches, eval_batches
 from ar_jax.data.pipeline import TrainIterator, train_iterator

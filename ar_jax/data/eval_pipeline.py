@@ -30,6 +30,7 @@ class EvalBatches:
         host: Host,
         read_options: grain.ReadOptions,
         augment_seed: int | None,
+        first: int,
     ) -> None:
         self._fetch = fetch
         self._indices = indices
@@ -37,14 +38,15 @@ class EvalBatches:
         self._host = host
         self._read_options = read_options
         self._augment_seed = augment_seed
+        self._first = first
 
     @property
     def num_items(self) -> int:
         """Items over all hosts, padding not counted."""
-        return len(self._indices)
+        return len(self._indices) - self._first
 
     def __len__(self) -> int:
-        return -(-len(self._indices) // self._batch_size)
+        return -(-self.num_items // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         batches = grain.MapDataset.range(len(self)).map(self._read)
@@ -56,8 +58,8 @@ class EvalBatches:
 
     def _read(self, step: int) -> Batch:
         block = self._batch_size // self._host.count
-        start = int(step) * self._batch_size + self._host.index * block
-        items = [self._item(p) for p in range(start, min(start + block, self.num_items))]
+        start = self._first + int(step) * self._batch_size + self._host.index * block
+        items = [self._item(p) for p in range(start, min(start + block, len(self._indices)))]
         # A host whose whole block is padding still needs the shapes.
         template = items[0] if items else self._item(0)
         batch = {}
@@ -83,6 +85,7 @@ def eval_batches(
     batch_size: int,
     max_batches: int | None = None,
     augment_seed: int | None = None,
+    first: int = 0,
     num_threads: int | None = None,
     process_index: int | None = None,
     process_count: int | None = None,
@@ -91,6 +94,7 @@ def eval_batches(
 
     `augment_seed` applies the training transform (and draws among stored copies), as a function of
     (augment_seed, item); without it the deterministic transform and the first copy are used.
+    Items before `first` are left out, and change nothing of those after them.
 
     Raises:
         ValueError: a field out of range, or `batch_size` not divisible by the number of hosts.
@@ -102,6 +106,8 @@ def eval_batches(
         raise ValueError(f"augment_seed={augment_seed} must lie in 0..{MAX_SEED - 1}")
     total = len(source)
     count = total if max_batches is None else min(total, max_batches * batch_size)
+    if not 0 <= first <= count:
+        raise ValueError(f"first={first} must lie in 0..{count}, the number of items")
     indices = np.arange(count) * total // count
     return EvalBatches(
         Fetch(source, transform),
@@ -110,4 +116,5 @@ def eval_batches(
         host,
         read_options(source, num_threads),
         augment_seed,
+        first,
     )

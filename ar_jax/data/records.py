@@ -4,7 +4,7 @@
     DIR/<split>/data-00000.arrayrecord, data-00001.arrayrecord, ...
 
 A record is the label as int32 little-endian (4 bytes) followed by the bytes of an image file (PNG,
-JPEG or WebP); files are written with group size 1, for random access. meta.json, written last:
+JPEG or WebP); of the files see `ar_jax.data.shards`. meta.json, written last:
 
     format       'ar_jax.images.1'
     shards       [[file name, number of records], ...] in order
@@ -13,20 +13,17 @@ JPEG or WebP); files are written with group size 1, for random access. meta.json
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from array_record.python import array_record_module
-from grain.sources import ArrayRecordDataSource
 
 from ar_jax.data import manifest
 from ar_jax.data.decode import decode_image, encode_png
 from ar_jax.data.folder import FolderSource
+from ar_jax.data.shards import Shards, ShardWriter
 from ar_jax.data.source import MAX_SKIPS_IN_A_ROW, Item, Source, UnreadableItem
 
 FORMAT = "ar_jax.images.1"
@@ -55,8 +52,7 @@ def write_records(
     if shard_size < 1:
         raise ValueError(f"shard_size={shard_size} must be at least 1")
     path = manifest.start(directory)
-    shards: list[list[Any]] = []
-    writer = None
+    writer = ShardWriter(path, "data", shard_size)
     try:
         for index, (image, label) in enumerate(items):
             if not 0 <= label < len(class_names):
@@ -64,26 +60,16 @@ def write_records(
                     f"{path}: label {label} of item {index} is out of range; {len(class_names)} "
                     f"class names allow 0..{len(class_names) - 1}"
                 )
-            if writer is None:
-                shards.append([f"data-{len(shards):05d}.arrayrecord", 0])
-                writer = array_record_module.ArrayRecordWriter(
-                    str(path / shards[-1][0]), "group_size:1"
-                )
             encoded = image if isinstance(image, bytes) else encode_png(image)
             writer.write(LABEL.pack(int(label)) + encoded)
-            shards[-1][1] += 1
-            if shards[-1][1] == shard_size:
-                writer.close()
-                writer = None
+        writer.close()
     finally:
-        if writer is not None:
-            writer.close()
-    if not shards:
+        writer.drop()
+    if not writer.shards:
         raise ValueError(f"{path}: no items to write")
-    manifest.finish(
-        path, {"format": FORMAT, "shards": shards, "class_names": [str(n) for n in class_names]}
-    )
-    return sum(count for _, count in shards)
+    names = [str(name) for name in class_names]
+    manifest.finish(path, {"format": FORMAT, "shards": writer.shards, "class_names": names})
+    return sum(count for _, count in writer.shards)
 
 
 def source_items(source: Source) -> Iterator[tuple[bytes | np.ndarray, int]]:
@@ -107,13 +93,7 @@ class RecordSource(Source):
         meta = manifest.read(path, FORMAT, {"shards": list, "class_names": list})
         self.class_names = tuple(meta["class_names"])
         self.num_classes = len(self.class_names)
-        files = []
-        for file, count in meta["shards"]:
-            _check_shard(path / file, count)
-            files.append(str(path / file))
-        self._files = files
-        self._ends = np.cumsum([count for _, count in meta["shards"]])
-        self._records = ArrayRecordDataSource(files)
+        self._records = Shards(path, meta["shards"])
         self._convert = channels
         self.channels = channels if channels is not None else self._first_channels()
 
@@ -121,9 +101,7 @@ class RecordSource(Source):
         return len(self._records)
 
     def describe(self, index: int) -> str:
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        start = int(self._ends[shard - 1]) if shard else 0
-        return f"{self._files[shard]} record {index - start}"
+        return self._records.describe(index)
 
     def fetch(self, index: int, rng: np.random.Generator | None = None) -> Item:
         place = self.describe(index)
@@ -137,10 +115,7 @@ class RecordSource(Source):
         return {"image": image, "label": label}
 
     def _read(self, index: int, place: str) -> tuple[np.int32, bytes]:
-        try:
-            record = self._records[index]
-        except RuntimeError as error:  # how the reader reports a failed checksum
-            raise UnreadableItem(f"{place}: damaged ({error}); write the file again") from error
+        record = self._records[index]
         if len(record) <= LABEL.size:
             raise UnreadableItem(
                 f"{place}: {len(record)} bytes; a record is a 4-byte label and an image file"
@@ -161,19 +136,3 @@ class RecordSource(Source):
             except UnreadableItem as error:
                 last = error
         raise ValueError(f"{self.name}: its first {index + 1} images are unreadable: {last}")
-
-
-def _check_shard(path: pathlib.Path, count: int) -> None:
-    """Raises a ValueError unless the file is there and complete."""
-    if not path.is_file():
-        raise ValueError(f"{path}: missing; {manifest.META} lists it with {count} records")
-    # A truncated file opens without complaint, reports no records, and complains when closed.
-    reader = array_record_module.ArrayRecordReader(str(path))
-    found = reader.num_records()
-    with contextlib.suppress(RuntimeError):
-        reader.close()
-    if found != count:
-        raise ValueError(
-            f"{path}: holds {found} readable records where {manifest.META} says {count}; the file "
-            "is truncated or not an ArrayRecord file, write it again"
-        )

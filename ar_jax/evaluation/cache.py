@@ -3,21 +3,26 @@
 A generator that trains on them (`config.data.source='codes:DIR'`) does not run the encoder at every
 step. Augmentation is cached too: each training image is encoded in ``copies`` versions, of which
 training draws one at every visit.
+
+Every batch is split over the devices of this process; it alone encodes, on a pod as well.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from ar_jax.api import Params
 from ar_jax.build import AnyTokenizer
 from ar_jax.data import CodesSource, CodesWriter, Data, from_config
+from ar_jax.data.codes_writer import SHARD_SIZE
 from ar_jax.data.manifest import META
 from ar_jax.evaluation.coding import encode_images
 from ar_jax.evaluation.load import image_section, load_tokenizer
@@ -25,6 +30,7 @@ from ar_jax.io.checkpoint import tree_digest
 from ar_jax.io.progress import Progress
 from ar_jax.io.run_info import config_dict
 
+log = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 
 
@@ -36,19 +42,27 @@ def cache_codes(
     copies: int = 1,
     batch_size: int = 500,
     seed: int = 0,
+    shard_size: int = SHARD_SIZE,
+    devices: Sequence[jax.Device] | None = None,
     progress: bool = True,
 ) -> Path:
     """Encodes the train and the test split; the same call again returns at once.
 
+    A call that was interrupted is gone on with by the same one, after the last file that was whole:
+    with the same codes, on any devices and in batches of any size.
+
     Args:
         workdir: of a trained tokenizer; its newest parameters are used, the EMA if there is one:
             the same that a generator takes.
-        directory: gets ``train`` and ``test``; a split appears there when it is complete.
+        directory: gets ``train`` and ``test``; a split counts once it is complete.
         source: of the images, as `config.data.source`; None: the tokenizer's.
         copies: versions of each training image. The first is the plain one, the others are cut and
             flipped as the tokenizer's `config.data` says.
-        batch_size: images encoded at a time.
+        batch_size: images encoded at a time, by all devices together; rounded up to a multiple of
+            their number.
         seed: of the copies.
+        shard_size: images per file.
+        devices: that encode; None: all of this process.
         progress: show a bar.
 
     Returns:
@@ -60,23 +74,33 @@ def cache_codes(
     config, tokenizer, params = load_tokenizer(workdir)
     section = config_dict(image_section(config, source))
     data = {split: from_config(section, split) for split in SPLITS}
-    _check(section, data["train"], tokenizer, copies)
+    _check(section, data["train"], tokenizer, copies, batch_size)
     made_by = {"digest": tree_digest(params), "data": section, "seed": seed}
     directory = Path(directory)
+    mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("data",))
+    params = jax.device_put(params, NamedSharding(mesh, P()))
     with jax.default_matmul_precision(config["precision"]):
         for split in SPLITS:
             count = copies if split == "train" else 1
-            if (directory / split).exists():
+            if (directory / split / META).exists():
                 _check_finished(directory, split, made_by, count)
                 continue
-            # Renamed when it is complete, so that a killed process leaves nothing that counts.
-            partial = directory / f".{split}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            title = f"encoding {split} images" if progress else ""
-            _write(
-                partial, split, data[split], tokenizer, params, made_by, count, batch_size, title
+            writer = CodesWriter(
+                directory / split,
+                split,
+                sizes=step_sizes(tokenizer),
+                copies=count,
+                vocabulary_size=tokenizer.codebook_size or 0,
+                num_classes=data[split].source.num_classes,
+                tokenizer=made_by,
+                image_size=tokenizer.image_shape[0],
+                channels=tokenizer.image_shape[2],
+                class_names=data[split].source.class_names,
+                width=encoding_width(tokenizer),
+                shard_size=shard_size,
             )
-            os.replace(partial, directory / split)
+            title = f"encoding {split} images" if progress else ""
+            _encode(writer, data[split], tokenizer, params, count, seed, batch_size, mesh, title)
     return directory
 
 
@@ -91,42 +115,39 @@ def encoding_width(tokenizer: AnyTokenizer) -> int:
     return tokenizer.encoding_shape[1] if tokenizer.codebook_size is None else 0
 
 
-def _write(
-    path: Path,
-    split: str,
+def _encode(
+    writer: CodesWriter,
     data: Data,
     tokenizer: AnyTokenizer,
     params: Params,
-    made_by: dict[str, Any],
     copies: int,
+    seed: int,
     batch_size: int,
+    mesh: Mesh,
     title: str,
 ) -> None:
-    options = {"batch_size": batch_size, "process_index": 0, "process_count": 1}
+    """Writes the codes of all images that ``writer`` does not have yet."""
+    begin, total, parts = writer.written, len(data.source), mesh.devices.size
+    if begin:
+        log.info("going on after %s of %s images", f"{begin:,}", f"{total:,}")
+    options = {
+        "batch_size": -(-batch_size // parts) * parts,
+        "first": begin,
+        "process_index": 0,
+        "process_count": 1,
+    }
     versions = [data.eval_batches(**options)]
     versions += [
-        data.eval_batches(**options, augment_seed=made_by["seed"] + copy)
-        for copy in range(1, copies)
+        data.eval_batches(**options, augment_seed=seed + copy) for copy in range(1, copies)
     ]
-    writer = CodesWriter(
-        path,
-        split,
-        sizes=step_sizes(tokenizer),
-        copies=copies,
-        vocabulary_size=tokenizer.codebook_size or 0,
-        num_classes=data.source.num_classes,
-        tokenizer=made_by,
-        image_size=tokenizer.image_shape[0],
-        channels=tokenizer.image_shape[2],
-        class_names=data.source.class_names,
-        width=encoding_width(tokenizer),
-    )
-    bar = Progress(len(data.source), title=title, unit="image", enabled=bool(title))
+    rows = NamedSharding(mesh, P("data"))
+    bar = Progress(total, initial=begin, title=title, unit="image", enabled=bool(title))
     with bar, writer:
         pending = None
         for batches in zip(*versions, strict=True):
-            codes = [encode_images(tokenizer, params, batch["image"]) for batch in batches]
-            if pending is not None:  # written while the device works on the next batch
+            images = [jax.device_put(batch["image"], rows) for batch in batches]
+            codes = [encode_images(tokenizer, params, version) for version in images]
+            if pending is not None:  # written while the devices work on the next batch
                 bar.advance(_store(writer, *pending))
             pending = codes, batches[0]
         if pending is not None:
@@ -140,7 +161,9 @@ def _store(writer: CodesWriter, codes: list[jax.Array], batch: dict[str, np.ndar
     return int(real.sum())
 
 
-def _check(section: dict[str, Any], data: Data, tokenizer: AnyTokenizer, copies: int) -> None:
+def _check(
+    section: dict[str, Any], data: Data, tokenizer: AnyTokenizer, copies: int, batch_size: int
+) -> None:
     if data.source.kind != "image":
         raise ValueError(f"--source={section['source']} holds codes; name the images")
     shape = (section["image_size"], section["image_size"], section["channels"])
@@ -149,8 +172,9 @@ def _check(section: dict[str, Any], data: Data, tokenizer: AnyTokenizer, copies:
             f"--source={section['source']} gives images {shape}, but the tokenizer is for "
             f"{tuple(tokenizer.image_shape)}"
         )
-    if copies < 1:
-        raise ValueError(f"--copies={copies} must be at least 1")
+    for name, value in (("copies", copies), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"--{name}={value} must be at least 1")
     crop, flip = section.get("crop", "none"), section.get("flip", False)
     if copies > 1 and crop in ("none", "center") and not flip:
         raise ValueError(
@@ -161,8 +185,6 @@ def _check(section: dict[str, Any], data: Data, tokenizer: AnyTokenizer, copies:
 
 def _check_finished(directory: Path, split: str, made_by: dict[str, Any], copies: int) -> None:
     """Raises ValueError unless the finished split holds what would be written now."""
-    if not (directory / split / META).exists():
-        raise ValueError(f"{directory / split} exists and holds no cached codes; name another")
     there = CodesSource(str(directory), split)
     wanted = made_by | {"copies": copies}
     have = there.tokenizer | {"copies": there.copies}

@@ -23,7 +23,13 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from ar_jax.io.checkpoint_health import recorded_parts
+from ar_jax.io.checkpoint_health import (
+    CHECKSUMS,
+    DamagedCheckpoint,
+    recorded_checksums,
+    recorded_parts,
+)
+from ar_jax.io.checksums import find_change, tree_checksums
 
 FOLDER = "checkpoints"
 DATA = "data"
@@ -59,9 +65,12 @@ def load_params(
 
     Raises:
         ValueError: no such checkpoint, or the run keeps no EMA; says which there are.
+        DamagedCheckpoint: arrays that are not what was saved; names them and the checkpoint.
     """
     path, part = _find_params(workdir, which, step)
-    return _load(path, part, None, sharding)
+    params = _load(path, part, None, sharding)
+    _check_values(path, {part: params})
+    return params
 
 
 def params_shapes(workdir: epath.PathLike, which: str = "auto") -> dict[str, tuple[int, ...]]:
@@ -114,8 +123,10 @@ def save_tree(path: epath.PathLike, tree: Any, metadata: dict[str, Any] | None =
     target = epath.Path(path).absolute()
     if target.exists():
         raise ValueError(f"{path} exists already; it is not overwritten")
+    sums = tree_checksums(tree)
+    beside = {**(metadata or {}), **({CHECKSUMS: sums} if sums else {})}
     with without_copies():  # nothing changes the arrays meanwhile
-        ocp.save(target, tree, custom_metadata=metadata)
+        ocp.save(target, tree, custom_metadata=beside)
 
 
 def load_tree(
@@ -129,16 +140,20 @@ def load_tree(
 
     Raises:
         ValueError: ``path`` holds no tree, or one with other entries or shapes; names them.
+        DamagedCheckpoint: arrays that are not what was saved; names them.
     """
     target = epath.Path(path).absolute()
     if not target.exists() or not ocp.is_orbax_checkpoint(target):
         raise ValueError(f"{path} holds no saved parameters")
-    return _load(target, None, abstract, sharding)
+    tree = _load(target, None, abstract, sharding)
+    _check_values(target, tree)
+    return tree
 
 
 def tree_metadata(path: epath.PathLike) -> dict[str, Any]:
     """The JSON metadata given to `save_tree`; {} if none was."""
-    return dict(ocp.metadata(epath.Path(path).absolute()).custom_metadata or {})
+    found = dict(ocp.metadata(epath.Path(path).absolute()).custom_metadata or {})
+    return {name: value for name, value in found.items() if name != CHECKSUMS}
 
 
 def load_system_params(
@@ -156,6 +171,7 @@ def load_system_params(
 
     Raises:
         ValueError: names the directory that holds no generator, or no such checkpoint.
+        DamagedCheckpoint: as of `load_params`.
     """
     params = load_params(workdir, which, step, sharding)
     folder = epath.Path(workdir) / TOKENIZER
@@ -190,6 +206,16 @@ def _load(path: epath.Path, part: str | None, abstract: Any, sharding: Any) -> A
     else:
         check_entries(path, part, abstract)
     return ocp.load(path, abstract, **named)
+
+
+def _check_values(path: epath.Path, loaded: Any) -> None:
+    """Raises DamagedCheckpoint where arrays were read without an error, but not as they were saved.
+
+    Parts that were saved without checksums, as those of converted models, say nothing.
+    """
+    saved = recorded_checksums(path)
+    if saved and (change := find_change(saved, tree_checksums(loaded))):
+        raise DamagedCheckpoint(f"{path} is damaged: {change}")
 
 
 def without_copies() -> ocp.Context:

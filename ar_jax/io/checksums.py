@@ -28,22 +28,25 @@ SHOWN = 4  # leaves that a message names
 def tree_checksums(tree: Any) -> Checksums:
     """'a/b/c' -> [its dtype, its checksum] for every jax.Array in ``tree``; all processes call it.
 
-    Compiles one program for all of them, and waits for one small array. Leaves of numpy lie on no
-    device and have none.
+    Compiles one program for all leaves of a mesh, and one for each shape of those that lie on one
+    device, which other trees may have as well. Leaves of numpy lie on no device and have none.
     """
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if isinstance(leaf, jax.Array)
     }
-    if not leaves:
-        return {}
-    arrays = list(leaves.values())
-    sums = jax.device_get(_program(_whole(arrays))(arrays))
-    return {
-        name: [str(leaf.dtype), int(total)]
-        for (name, leaf), total in zip(leaves.items(), sums, strict=True)
-    }
+    together: dict[frozenset[jax.Device], list[str]] = {}
+    for name, leaf in leaves.items():
+        together.setdefault(frozenset(leaf.sharding.device_set), []).append(name)
+    totals: dict[str, int] = {}
+    for names in together.values():
+        arrays = [leaves[name] for name in names]
+        whole = _whole(arrays)
+        sums: Any = _program(whole)(arrays) if whole else [_checksum(leaf) for leaf in arrays]
+        found = jax.device_get(sums)
+        totals |= {name: int(total) for name, total in zip(names, found, strict=True)}
+    return {name: [str(leaf.dtype), totals[name]] for name, leaf in leaves.items()}
 
 
 def find_change(saved: Mapping[str, Any], loaded: Checksums) -> str | None:
@@ -69,7 +72,7 @@ def _whole(leaves: Sequence[Array]) -> NamedSharding | None:
 
 
 @functools.cache
-def _program(whole: NamedSharding | None) -> Callable[[Sequence[Array]], Array]:
+def _program(whole: NamedSharding) -> Callable[[Sequence[Array]], Array]:
     """The jitted ``leaves`` -> uint32 [leaves]; kept, so that a run compiles it once."""
     return jax.jit(
         lambda leaves: jnp.stack([_checksum(leaf) for leaf in leaves]), out_shardings=whole

@@ -7,8 +7,9 @@ r"""Measures what a core of the host reads for training, and how many cores a co
 
 The pipeline is the one of training, with the crop and flip of config.data. Unless --source names
 data, three kinds are written to a temporary folder: synthetic JPEGs as files in folders, the same
-as ArrayRecord, and random codes of the config's schedule. All of it stays in the page cache, so the
-disk is not in the numbers.
+as ArrayRecord, and random codes of the config's schedule, as ArrayRecord. All of it stays in the
+page cache, so the disk is not in the numbers. Several sources are measured one after the other, and
+--repeats times so, for comparisons on a machine that is busy.
 
 "Of a core" is by CPU seconds, this process's and its workers': other programs on the machine take
 wall time from the measurement, and of CPU time only what they cost the caches. A report whose step
@@ -46,7 +47,8 @@ PLACEHOLDER = {"format": "synthetic codes of experiments/benchmarks/loader.py"}
 SHARED_HOST = ("v5e", "v6e")  # whose slices of up to 8 chips are one host's
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
-SOURCE = flags.DEFINE_string("source", None, "Data to read, as config.data.source.")
+SOURCE = flags.DEFINE_list("source", [], "Data to read, each as config.data.source.")
+REPEATS = flags.DEFINE_integer("repeats", 1, "Measurements of each.")
 WORKERS = flags.DEFINE_list("workers", ["0"], "Worker processes: one measurement for each number.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Items of a batch of this host.")
 SECONDS = flags.DEFINE_float("seconds", 10.0, "Least length of a measurement.")
@@ -194,16 +196,18 @@ def table(rows: Sequence[Mapping[str, Any]], demands: Sequence[Mapping[str, Any]
 def benchmark(folder: Path, config: Any, demands: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Writes the data (unless --source names some) below ``folder`` and measures all cases."""
     found: dict[str, Any] = {"machine": machine(), "rows": [], "demands": demands}
-    if SOURCE.value:
-        specs = {SOURCE.value.partition(":")[0]: SOURCE.value}
-    else:
+    specs = {spec: spec for spec in SOURCE.value}
+    if len(specs) == 1:
+        specs = {spec.partition(":")[0]: spec for spec in specs}
+    elif not specs:
         low, high = (int(side) for side in SIDES.value)
         specs = write_data(folder, config, IMAGES.value, (low, high), CODES.value)
     sizes = [path.stat().st_size for path in folder.rglob("*.jpg")]
     found["mean_jpeg_bytes"] = round(sum(sizes) / len(sizes)) if sizes else None
     section, counts = config_dict(config)["data"], [int(n) for n in WORKERS.value]
-    with Progress(len(specs) * len(counts), title="loader", unit="measurement") as progress:
-        for name, spec in specs.items():
+    cases = [*specs.items()] * REPEATS.value
+    with Progress(len(cases) * len(counts), title="loader", unit="measurement") as progress:
+        for name, spec in cases:
             data = open_data(section, spec)
             reads = "codes" if data.source.kind == "codes" else "images"
             for workers in counts:
