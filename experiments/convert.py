@@ -22,7 +22,12 @@ one file each, for the perceptual loss of tokenizers and for evaluation:
         --out=weights/lpips_vgg.npz
 
 (the backbone from download.pytorch.org/models, or alexnet-owt-7be5be79.pth, and the linear layers
-from lpips/weights/v0.1 of github.com/richzhang/PerceptualSimilarity). Nothing is ever overwritten.
+from lpips/weights/v0.1 of github.com/richzhang/PerceptualSimilarity);
+
+    python experiments/convert.py --family=inception \
+        --files=pt_inception-2015-12-05-6726825d.pth --out=weights/inception.npz
+
+(of the releases of github.com/mseitzer/pytorch-fid). Nothing is ever overwritten.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ar_jax.convert import lpips, weight_file
+from ar_jax.convert import inception, lpips, weight_file
 from ar_jax.convert.part import Part, shapes_of, to_params
 from ar_jax.convert.places import Shape, Tensors
 from ar_jax.io.network_file import FAMILY, write_network
@@ -38,7 +38,7 @@ class NetworkFamily(Protocol):
         ...
 
 
-NETWORK_FAMILIES: dict[str, NetworkFamily] = {"lpips": lpips}
+NETWORK_FAMILIES: dict[str, NetworkFamily] = {"lpips": lpips, "inception": inception}
 
 
 def convert_network(name: str, files: Sequence[str | Path], out: str | Path) -> Any:
@@ -47,7 +47,7 @@ def convert_network(name: str, files: Sequence[str | Path], out: str | Path) -> 
     Args:
         name: of the family.
         files: which together have every tensor: lpips takes torchvision's backbone and the linear
-            layers.
+            layers, inception one file.
 
     Raises:
         ValueError: names the file or files, and the key that is wrong, or ``out``, which exists.
