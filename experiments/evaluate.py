@@ -18,7 +18,9 @@ from pathlib import Path
 from absl import app, flags
 
 from ar_jax.evaluation.run import evaluate_workdir
+from ar_jax.io.best_checkpoint import best_step
 from ar_jax.io.console import configure_logging
+from ar_jax.io.run_info import read_config
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run.", required=True)
 OUT = flags.DEFINE_string("out", None, "Directory of the report; default WORKDIR/evaluation.")
@@ -30,6 +32,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images at a time.")
 SOURCE = flags.DEFINE_string("source", None, "The real images, as config.data.source.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
 STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; default the newest.")
+BEST = flags.DEFINE_bool("best", False, "The checkpoint that config.train.best_metric kept.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a report that exists.")
 
 
@@ -45,10 +48,19 @@ def main(argv: Sequence[str]) -> None:
         batch_size=BATCH_SIZE.value,
         source=SOURCE.value,
         seed=SEED.value,
-        step=STEP.value,
+        step=chosen_step(),
         overwrite=OVERWRITE.value,
     )
     print(f"report: {Path(OUT.value or Path(CHECKPOINT.value) / 'evaluation') / 'report.md'}")
+
+
+def chosen_step() -> int | None:
+    """Of the checkpoint; None for the newest."""
+    if not BEST.value:
+        return STEP.value
+    if STEP.value is not None:
+        raise app.UsageError(f"--step={STEP.value} and --best: give one of them")
+    return best_step(CHECKPOINT.value, read_config(CHECKPOINT.value)["train"])
 
 
 if __name__ == "__main__":
