@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +61,7 @@ def test_what_is_refused(tmp_path):
         best_step(tmp_path, {"best_metric": ""})
     with pytest.raises(ValueError, match=r"has a finite eval/psnr yet"):
         best_step(tmp_path, TRAIN)
-    fields = dict(steps=1, batch_size=1, log_every=1, preview_every=0, checkpoint_every=1)
+    fields: Any = dict(steps=1, batch_size=1, log_every=1, preview_every=0, checkpoint_every=1)
     with pytest.raises(ValueError, match="config.train.eval_every=0 makes none"):
         TrainFields(**fields, eval_every=0, best_metric="eval/loss")
     with pytest.raises(ValueError, match=r"best_mode='most' is none of 'min', 'max'"):

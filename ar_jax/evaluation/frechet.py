@@ -181,8 +181,12 @@ def frechet_parts(a: GaussianStats, b: GaussianStats) -> FrechetParts:
     product = _symmetric_root(a.covariance) @ _symmetric_root(b.covariance)
     cross = np.linalg.svd(product, compute_uv=False).sum()
     shift = a.mean - b.mean
-    traces = np.trace(a.covariance), np.trace(b.covariance)
-    return FrechetParts(float(shift @ shift), *map(float, traces), float(cross))
+    return FrechetParts(
+        shift=float(shift @ shift),
+        trace_a=float(np.trace(a.covariance)),
+        trace_b=float(np.trace(b.covariance)),
+        cross=float(cross),
+    )
 
 
 def balanced_subset(

@@ -26,6 +26,7 @@ from ar_jax.evaluation.memorisation import evaluate_memorisation
 from ar_jax.evaluation.plots import save_bars, save_memorisation, save_training_curves
 from ar_jax.evaluation.report import metric
 from ar_jax.evaluation.samples import Generated, save_strip
+from ar_jax.evaluation.standard import code_version, distance_metrics
 from ar_jax.io.images import PICTURE_CHANNELS
 from ar_jax.io.metrics import JSONL
 
@@ -138,7 +139,11 @@ def reconstruction_section(seen: Reconstructions, evaluation: Evaluation) -> dic
         pairs = reconstruction_pairs(seen.originals, seen.images)
         save_tiles(evaluation.directory / "reconstructions.png", pairs)
         pictures = {"Test images, each above its reconstruction.": "reconstructions.png"}
-    return sections.reconstruction_section(seen.result, "test images", pictures)
+    section = sections.reconstruction_section(seen.result, "test images", pictures)
+    if seen.distance is not None:
+        section["about"] += f" Measured by {code_version()}."
+        section["metrics"] |= distance_metrics(seen.distance)
+    return section
 
 
 def bound_section(seen: Reconstructions, evaluation: Evaluation) -> dict[str, Any]:

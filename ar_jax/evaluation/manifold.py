@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +53,10 @@ def precision_recall(
         ValueError: features that are not finite, of other widths, or too few for the neighbours.
     """
     if reference.ndim != 2 or samples.ndim != 2 or reference.shape[1] != samples.shape[1]:
-        raise ValueError(f"features {reference.shape} and {samples.shape}: expected [N, F] of one F")
-    options = {"distances": distances, "block": block}
+        raise ValueError(
+            f"features {reference.shape} and {samples.shape}: expected [N, F] of one F"
+        )
+    options: Any = {"distances": distances, "block": block}
     own = manifold_radii(reference, neighbours, name="reference features", **options)
     theirs = manifold_radii(samples, neighbours, name="sample features", **options)
     return PrecisionRecall(
@@ -99,7 +101,7 @@ def inside(
     distances: Distances | None = None,
     block: tuple[int, int] = (ROWS, COLUMNS),
 ) -> np.ndarray:
-    """Whether each point [N, F] lies in a closed ball around one of the members [M, F]; bool [N]."""
+    """Whether each point [N, F] lies in a closed ball around one of the members [M, F]."""
     found = []
     for rows in _blocks(points, block[0]):
         hit = jnp.zeros(len(rows), bool)
@@ -130,7 +132,7 @@ def half_distances(rows: jax.Array, columns: jax.Array) -> jax.Array:
 
 
 def rough_distances(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """`half_distances` without the fallback: float32 [n, m] of float16 values, infinities and all."""
+    """`half_distances` without the fallback: float16 values, infinities and all, as float32."""
     half = jnp.float16
     rows, columns = rows.astype(half), columns.astype(half)
     product = jnp.matmul(rows, columns.T, preferred_element_type=jnp.float32).astype(half)
@@ -146,7 +148,7 @@ def _blocks(array: np.ndarray, size: int) -> Iterator[jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _nearest(nearest: jax.Array, distances: jax.Array, neighbours: int) -> jax.Array:
-    """The smallest of ``nearest`` [n, k] and ``distances`` [n, m], ascending, [n, neighbours + 1]."""
+    """The smallest of [n, k] and [n, m] together, ascending, at most neighbours + 1 of them."""
     together = jnp.concatenate([nearest, distances], axis=1)
     return -jax.lax.top_k(-together, min(neighbours + 1, together.shape[1]))[0]
 

@@ -13,6 +13,7 @@ import numpy as np
 from ar_jax.api import Params, System
 from ar_jax.build import AnyTokenizer
 from ar_jax.data import Data
+from ar_jax.evaluation.adm import ReconstructionDistance, Standard, reconstruction_distance
 from ar_jax.evaluation.codebook import CodebookResult, CodeCounter
 from ar_jax.evaluation.coding import (
     coded_batches,
@@ -21,6 +22,7 @@ from ar_jax.evaluation.coding import (
     rows,
     score_codes,
 )
+from ar_jax.evaluation.features import Gathered
 from ar_jax.evaluation.frechet import max_balanced
 from ar_jax.evaluation.generation import Judge
 from ar_jax.evaluation.likelihood import LikelihoodMeter, LikelihoodResult
@@ -44,6 +46,7 @@ class Evaluation:
         batch_size: of everything.
         seed: of the samples and the draws.
         progress: show bars.
+        standard: what FID and its like are measured with; None: they are not.
     """
 
     data: dict[str, Data]
@@ -55,6 +58,7 @@ class Evaluation:
     batch_size: int
     seed: int
     progress: bool
+    standard: Standard | None = None
 
     def title(self, text: str) -> str:
         """Of a progress bar; empty for none."""
@@ -77,6 +81,7 @@ class Reconstructions:
         originals, images: some of the test images and their reconstructions, for a picture, uint8
             [n, H, W, C].
         all: of all test images, where there is a judge of them.
+        distance: of the two sets, where there is an extractor of standard metrics.
     """
 
     result: ReconstructionResult
@@ -84,6 +89,7 @@ class Reconstructions:
     originals: np.ndarray
     images: np.ndarray
     all: np.ndarray | None
+    distance: ReconstructionDistance | None = None
 
 
 def reconstruct(
@@ -99,6 +105,8 @@ def reconstruct(
     a_batch = -(-SHOWN // batches)
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     kept: list[np.ndarray] = []
+    standard = evaluation.standard
+    sets = Gathered.empty("originals", False), Gathered.empty("reconstructions", False)
     for batch in coded_batches(
         tokenizer,
         params,
@@ -113,6 +121,9 @@ def reconstruct(
         if counter is not None:
             counter.add(rows(batch, "codes"))
         shown.append((originals[:a_batch], images[:a_batch]))
+        if standard is not None:
+            for gathered, part in zip(sets, (originals, images), strict=True):
+                gathered.add(standard.extractor(part))
         if evaluation.judge is not None:
             kept.append(images)
     first, second = (np.concatenate(part)[:SHOWN] for part in zip(*shown, strict=True))
@@ -122,6 +133,11 @@ def reconstruct(
         originals=first,
         images=second,
         all=np.concatenate(kept) if kept else None,
+        distance=None
+        if standard is None
+        else reconstruction_distance(
+            standard.extractor, *sets, reference=f"the same images of {data.source.name}"
+        ),
     )
 
 

@@ -53,9 +53,7 @@ class Best:
         return on is None or (value < on if self.mode == "min" else value > on)
 
 
-def find_best(
-    directory: epath.Path, steps: Iterable[int], best: Best
-) -> tuple[int, float] | None:
+def find_best(directory: epath.Path, steps: Iterable[int], best: Best) -> tuple[int, float] | None:
     """(step, value) of the best of the checkpoints in ``directory``, of equal ones the first."""
     found: tuple[int, float] | None = None
     for step in steps:

@@ -53,8 +53,8 @@ def limits(case: Case) -> dict[str, float]:
 
 def absolute(case: Case) -> dict[str, float]:
     """The absolute limits that the READMEs name: identical sets, and counts that may flip."""
-    found = {f"fid_{fid['name']}*": 1e-9 for fid in case.config("fid") if fid.get("same")}
-    for settings in case.config("pr"):
+    found = {f"fid_{fid['name']}*": 1e-9 for fid in _comparisons(case, "fid") if fid.get("same")}
+    for settings in _comparisons(case, "pr"):
         name = f"pr_{settings['name']}"
         one = 1 / min(settings[part]["n"] for part in ("ref", "sample"))
         found[f"{name}_f32"] = max(one, _flips(settings)) if settings.get("dup") else one
@@ -64,7 +64,13 @@ def absolute(case: Case) -> dict[str, float]:
 
 def flips(case: Case) -> dict[str, float]:
     """The share of a manifold's members that may fall on the other side, in float16."""
-    return {f"pr_{pr['name']}_*_inside": _flips(pr) for pr in case.config("pr")}
+    return {f"pr_{pr['name']}_*_inside": _flips(pr) for pr in _comparisons(case, "pr")}
+
+
+def _comparisons(case: Case, kind: str) -> list[dict[str, Any]]:
+    """The settings of every comparison of a kind; unlike other sections this is a list."""
+    found: Any = case.config(kind)
+    return list(found)
 
 
 def _flips(settings: Mapping[str, Any]) -> float:
@@ -73,11 +79,11 @@ def _flips(settings: Mapping[str, Any]) -> float:
 
 def sections(case: Case) -> Iterator[Section]:
     """See `ar_jax.convert.parity.compare.Family`."""
-    for settings in case.config("fid"):
+    for settings in _comparisons(case, "fid"):
         outputs = (f"fid_{settings['name']}", f"fid_{settings['name']}_*")
         yield Section(outputs, functools.partial(_frechet, case, settings))
     yield Section(("is_*",), lambda: _inception_score(case))
-    for settings in case.config("pr"):
+    for settings in _comparisons(case, "pr"):
         outputs = (f"pr_{settings['name']}", f"pr_{settings['name']}_*")
         yield Section(outputs, functools.partial(_precision_recall, settings))
 
