@@ -31,8 +31,9 @@ from absl import app, flags
 from ar_jax.build import trains_tokenizer
 from ar_jax.evaluation.adm import STANDARD_COUNT, Rules, Standard
 from ar_jax.evaluation.classifier import load_classifier
-from ar_jax.evaluation.features import ClassifierFeatures, Extractor
+from ar_jax.evaluation.features import ClassifierFeatures, Extractor, InceptionFeatures
 from ar_jax.evaluation.files import evaluate_reconstructions, evaluate_samples
+from ar_jax.evaluation.inception import load_inception
 from ar_jax.evaluation.run import evaluate_workdir
 from ar_jax.io.best_checkpoint import best_step
 from ar_jax.io.console import configure_logging
@@ -128,7 +129,9 @@ def standard() -> Standard:
 
 def extractor() -> Extractor:
     """Inception, or our own classifier where there are no weights."""
-    return ClassifierFeatures(load_classifier())
+    if INCEPTION.value is None:
+        return ClassifierFeatures(load_classifier())
+    return InceptionFeatures(load_inception(INCEPTION.value), BATCH_SIZE.value)
 
 
 def chosen_step(workdir: str) -> int | None:

@@ -17,7 +17,9 @@ from typing import Any
 
 from absl import app, flags
 
-from ar_jax.evaluation.adm import Standard
+from ar_jax.evaluation.adm import Rules, Standard
+from ar_jax.evaluation.features import InceptionFeatures
+from ar_jax.evaluation.inception import load_inception
 from ar_jax.evaluation.sweep import sweep_workdir
 from ar_jax.io.best_checkpoint import best_step
 from ar_jax.io.console import configure_logging
@@ -96,7 +98,16 @@ def chosen_axes() -> dict[str, list[Any]]:
 
 def standard() -> Standard | None:
     """What FID is measured with; None: our own classifier judges."""
-    return None
+    if INCEPTION.value is None:
+        return None
+    rules = Rules(
+        num_images=NUM_IMAGES.value,
+        allow_rank_deficient=ALLOW_RANK_DEFICIENT.value,
+        precision_recall=PRECISION_RECALL.value,
+        batch_size=BATCH_SIZE.value,
+    )
+    extractor = InceptionFeatures(load_inception(INCEPTION.value), BATCH_SIZE.value)
+    return Standard(extractor=extractor, reference=REFERENCE.value, rules=rules)
 
 
 if __name__ == "__main__":

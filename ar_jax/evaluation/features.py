@@ -10,7 +10,9 @@ import numpy as np
 
 from ar_jax.evaluation.classifier import Classifier
 from ar_jax.evaluation.frechet import FeatureAccumulator
+from ar_jax.evaluation.inception import InceptionNetwork
 from ar_jax.evaluation.inception_score import InceptionScore
+from ar_jax.nn.inception import POOL
 
 
 class Features(NamedTuple):
@@ -71,6 +73,38 @@ class ClassifierFeatures:
         """Penultimate features and logits."""
         out = self.classifier(images)
         return Features(out.features, None, out.logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class InceptionFeatures:
+    """FID's Inception-v3 as an extractor: the numbers of its features have no prefix.
+
+    Attributes:
+        network: with its weights, on all local devices.
+        batch_size: images at a time, shared by the devices.
+    """
+
+    network: InceptionNetwork
+    batch_size: int = 64
+    prefix: str = ""
+
+    @property
+    def name(self) -> str:
+        """With the official file that its weights are of."""
+        files = self.network.about.get("files", {})
+        of = ", ".join(f"{name} sha256 {digest}" for name, digest in files.items())
+        return f"Inception-v3 ({of or 'weights of no known file'})"
+
+    @property
+    def width(self) -> int:
+        """Of pool3."""
+        return POOL
+
+    def __call__(self, images: np.ndarray, /) -> Features:
+        """pool3, the spatial features of sFID, logits without their bias."""
+        out = self.network(images, self.batch_size)
+        spatial = np.asarray(out.spatial).reshape(len(images), -1)
+        return Features(np.asarray(out.pool), spatial, np.asarray(out.logits))
 
 
 @dataclasses.dataclass
