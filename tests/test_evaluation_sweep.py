@@ -6,17 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from absl import app
 from PIL import Image
 
-from ar_jax.build import build_objective
-from ar_jax.convert.conversion import Converted
-from ar_jax.convert.directory import write_directory
 from ar_jax.evaluation import sweep
-from ar_jax.evaluation.adm import Rules, Standard
-from ar_jax.evaluation.features import Features
+from ar_jax.evaluation.adm import Standard
 from ar_jax.evaluation.report import read_report
 from ar_jax.evaluation.sweep import (
     combinations,
@@ -28,8 +23,7 @@ from ar_jax.evaluation.sweep import (
 )
 from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.smoke_runs import script
-from tests.tiny_runs import tiny_generator
-from tests.toy_systems import toy_params
+from tests.toy_extractor import brightness_against, write_untrained
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -37,34 +31,16 @@ NUM = 8  # samples a point, two of each class
 AXES: dict[str, list[Any]] = {"guidance.scale": [1.0, 3.0], "guidance.kind": ["constant", "linear"]}
 
 
-class Brightness:
-    """An extractor of the brightness of three rows of the image."""
-
-    name, prefix, width = "brightness", "toy_", 3
-
-    def __call__(self, images: np.ndarray, /) -> Features:
-        rows = images[:, :3].mean(axis=(2, 3)).astype(np.float32)
-        return Features(rows, None, rows)
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> Path:
-    """A generator of 8x8 images, as if it had been trained."""
-    config = tiny_generator("")
-    config.ema.decay = 0.0
-    objective: Any = build_objective(config)
-    path = tmp_path_factory.mktemp("sweep") / "generator"
-    params = toy_params(objective.system)
-    write_directory(Converted(config.to_dict(), params, "generator"), path)
-    return path
+    folder = tmp_path_factory.mktemp("sweep")
+    write_untrained(folder)
+    return folder / "generator"
 
 
 @pytest.fixture
 def reference(tmp_path) -> Standard:
-    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
-    np.savez(tmp_path / "reference.npz", arr_0=images)
-    rules = Rules(precision_recall=False, batch_size=50)
-    return Standard(extractor=Brightness(), reference=str(tmp_path / "reference.npz"), rules=rules)
+    return brightness_against(tmp_path, NUM)
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 NEIGHBOURS = 3
-ROWS = 10_000  # of a block, as ADM's
+# Of a block: 80 MB of distances. ADM's are 10,000 x 10,000, which matters to its float16 alone.
+ROWS = 2_000
 COLUMNS = 10_000
 
 # features [n, F], [m, F] -> squared distances [n, m]

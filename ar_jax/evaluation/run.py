@@ -204,7 +204,8 @@ def evaluate_generator(
     report = illustrated.generation_sections(drawn, evaluation, sampling, pictures)
     if standard is not None and real is not None:
         images = open_images(directory / "samples.npz")
-        rules = dataclasses.replace(standard.rules, num_classes=classes)
+        number = evaluation.num_images
+        rules = dataclasses.replace(standard.rules, num_images=number, num_classes=classes)
         result = compare(standard.extractor, images, real, rules)
         report["standard"] = comparison_section(result, sampling)
     if hasattr(system.head, "log_prob"):
@@ -214,7 +215,8 @@ def evaluate_generator(
         report["held_out"] = illustrated.held_out_section(objective, system, params, evaluation)
     if evaluation.data["test"].source.kind == "image":
         limit = SHOWN if evaluation.judge is None else None
-        seen = reconstruct(system.tokenizer, params["tokenizer"], evaluation, limit)
+        alone = dataclasses.replace(evaluation, standard=None)  # rFID is of a tokenizer's report
+        seen = reconstruct(system.tokenizer, params["tokenizer"], alone, limit)
         report["reconstruction"] = illustrated.reconstruction_section(seen, evaluation)
         report |= illustrated.bound_section(seen, evaluation)
     return report
