@@ -99,5 +99,6 @@ def test_as_an_extractor(monkeypatch):
     extractor = InceptionFeatures(InceptionNetwork({}, about, tuple(jax.devices())), batch_size=16)
     out = extractor(np.zeros((3, 8, 8, 3), np.uint8))
     assert seen == [(3, 16)]
-    assert out.pool.shape == (3, extractor.width) and np.shape(out.spatial) == (3, 2023)
+    assert out.pool.shape == (3, extractor.width)
+    assert out.spatial is not None and out.spatial.shape == (3, 2023)
     assert extractor.prefix == "" and "pt_inception.pth sha256 abc" in extractor.name

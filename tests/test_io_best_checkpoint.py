@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ar_jax.io.best_checkpoint import Best, best_step
+from ar_jax.io.best_checkpoint import Best, best_step, choose_best
 from ar_jax.io.checkpoint import list_steps, load_params
 from ar_jax.io.run_checkpoints import Checkpoints
 from ar_jax.train.fields import TrainFields
@@ -66,4 +66,5 @@ def test_what_is_refused(tmp_path):
         TrainFields(**fields, eval_every=0, best_metric="eval/loss")
     with pytest.raises(ValueError, match=r"best_mode='most' is none of 'min', 'max'"):
         TrainFields(**fields, eval_every=1, best_mode="most")
-    assert TrainFields(**fields, eval_every=1).best is None
+    TrainFields(**fields, eval_every=0)
+    assert choose_best("", "max") is None

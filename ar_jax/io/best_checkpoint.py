@@ -53,6 +53,16 @@ class Best:
         return on is None or (value < on if self.mode == "min" else value > on)
 
 
+def choose_best(metric: str, mode: str) -> Best | None:
+    """What the best checkpoint is the best in; None for the metric '': none is kept.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    best = Best(metric, mode)
+    return best if metric else None
+
+
 def find_best(directory: epath.Path, steps: Iterable[int], best: Best) -> tuple[int, float] | None:
     """(step, value) of the best of the checkpoints in ``directory``, of equal ones the first."""
     found: tuple[int, float] | None = None

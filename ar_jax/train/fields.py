@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from ar_jax.field_types import check_types
-from ar_jax.io.best_checkpoint import Best
+from ar_jax.io.best_checkpoint import choose_best
 from ar_jax.parallel.mesh import check_batch, make_mesh
 from ar_jax.train.optimizer import Optimizer, build_optimizer
 
@@ -65,17 +65,11 @@ class TrainFields:
                 raise ValueError(
                     f"config.train.{field.name}={value} must be at least {least.get(field.name, 0)}"
                 )
-        if self.best is not None and not self.eval_every:
+        if choose_best(self.best_metric, self.best_mode) is not None and not self.eval_every:
             raise ValueError(
                 f"config.train.best_metric={self.best_metric!r} is measured by evaluations, of "
                 "which config.train.eval_every=0 makes none"
             )
-
-    @property
-    def best(self) -> Best | None:
-        """What the best checkpoint is the best in; None: none is kept."""
-        best = Best(self.best_metric, self.best_mode)
-        return best if best.metric else None
 
     def due(self, step: int, every: int) -> bool:
         """Whether what happens ``every`` steps happens after ``step`` steps."""

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ar_jax.api import Objective, Params
+from ar_jax.io.best_checkpoint import choose_best
 from ar_jax.io.checkpoint import PARAMS, save_tree
 from ar_jax.io.images import save_png
 from ar_jax.io.metrics import open_writers
@@ -113,7 +114,8 @@ def train(
             rows = describe_parameters(program.abstract.params, settings.optimizer)
             log.info("parameters:\n%s", write_parameter_table(folder, rows))
         keep_frozen(frozen, folder)
-        checkpoints = Checkpoints(folder, keep=fields.keep_checkpoints, best=fields.best)
+        best = choose_best(fields.best_metric, fields.best_mode)
+        checkpoints = Checkpoints(folder, keep=fields.keep_checkpoints, best=best)
         stack.callback(checkpoints.close)
         state = start_state(
             program,
