@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ar_jax.evaluation import inception
-from ar_jax.evaluation.features import InceptionFeatures
 from ar_jax.evaluation.inception import InceptionNetwork, apply_in_batches, load_inception
 from ar_jax.io.network_file import write_network
-from ar_jax.nn.inception import Features, Inception, inception_features, resize
+from ar_jax.nn.inception import Inception, inception_features, resize
 from tests.quick_compilation import quick_compilation  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -76,29 +72,3 @@ def test_from_a_file_on_all_devices(tmp_path):
         ours, theirs = (np.asarray(getattr(x, name)) for x in (found, wanted))
         assert ours.shape == theirs.shape and np.ptp(theirs) > 1e-3
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
-
-
-def test_as_an_extractor(monkeypatch):
-    """Of flat spatial features, in batches of one size, known by its official file."""
-    seen = []
-
-    def features(params: Any, images: np.ndarray, **fields: Any) -> Features:
-        seen.append((len(images), fields["batch_size"]))
-        n = len(images)
-        return Features(
-            pool=np.ones((n, 2048), np.float32),
-            spatial=np.ones((n, 2023), np.float32),
-            logits=np.zeros((n, 1008), np.float32),
-        )
-
-    def apply(function: Any, params: Any, images: np.ndarray, **fields: Any) -> Features:
-        return features(params, images, **fields)
-
-    monkeypatch.setattr(inception, "apply_in_batches", apply)
-    about = {"family": "inception", "files": {"pt_inception.pth": "abc"}}
-    extractor = InceptionFeatures(InceptionNetwork({}, about, tuple(jax.devices())), batch_size=16)
-    out = extractor(np.zeros((3, 8, 8, 3), np.uint8))
-    assert seen == [(3, 16)]
-    assert out.pool.shape == (3, extractor.width)
-    assert out.spatial is not None and out.spatial.shape == (3, 2023)
-    assert extractor.prefix == "" and "pt_inception.pth sha256 abc" in extractor.name

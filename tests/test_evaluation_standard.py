@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from ar_jax.evaluation import adm
+from ar_jax.evaluation import adm, inception
 from ar_jax.evaluation.adm import Comparison, Rules, Standard, check_balance, check_number
-from ar_jax.evaluation.features import Extractor, Features
+from ar_jax.evaluation.features import Extractor, Features, InceptionFeatures
 from ar_jax.evaluation.files import evaluate_reconstructions, evaluate_samples
 from ar_jax.evaluation.frechet import frechet_distance, gaussian_stats
 from ar_jax.evaluation.image_set import ImageSet, of_arrays, open_images
@@ -291,3 +293,26 @@ def test_reconstructions_are_compared_with_their_originals(tmp_path):
     with pytest.raises(ValueError, match="40 reconstructions of 39 originals"):
         run(tmp_path / "fewer.npz", "refused")
     assert json.loads((tmp_path / "report" / "report.json").read_text())["title"]
+
+
+def test_inception_as_an_extractor(monkeypatch):
+    """In batches of one size, and known by its official file; without one, that is said."""
+    seen = []
+
+    def apply(function: Any, params: Any, images: np.ndarray, **fields: Any) -> Any:
+        seen.append((len(images), fields["batch_size"]))
+        shapes = {"pool": 2048, "spatial": 2023, "logits": 1008}
+        made = {name: np.ones((len(images), width), np.float32) for name, width in shapes.items()}
+        return types.SimpleNamespace(**made)
+
+    monkeypatch.setattr(inception, "apply_in_batches", apply)
+    about = {"family": "inception", "files": {"pt_inception.pth": "abc"}}
+    network = inception.InceptionNetwork({}, about, tuple(jax.devices()))
+    extractor = InceptionFeatures(network, batch_size=16)
+    out = extractor(pixels(3))
+    assert seen == [(3, 16)]
+    assert out.pool.shape == (3, extractor.width)
+    assert out.spatial is not None and out.spatial.shape == (3, 2023)
+    assert extractor.prefix == "" and "pt_inception.pth sha256 abc" in extractor.name
+    nameless = InceptionFeatures(inception.InceptionNetwork({}, {}, network.devices))
+    assert "weights of no known file" in nameless.name
