@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from ar_jax.evaluation.manifold import (
     squared_distances,
 )
 from tests.quick_compilation import quick_compilation  # noqa: F401
+from tests.smoke_runs import script
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -146,3 +149,15 @@ def test_features_that_are_refused():
         precision_recall(a, a[:, :-1])
     with pytest.raises(ValueError, match="reference features: 3 of them have no neighbour"):
         precision_recall(a[:3], a)
+
+
+def test_the_benchmark_measures_every_metric(tmp_path, capsys):
+    sizes = ("--samples=40", "--reference=48", "--width=8", "--batch_size=4", "--size=16")
+    out = tmp_path / "metrics.json"
+    with script("benchmarks/metrics", "--images=0", *sizes, f"--out={out}") as module:
+        module.main(["metrics"])
+    rows = json.loads(out.read_text())
+    names = [row["metric"] for row in rows]
+    assert names[0] == "mean and covariance" and names[-1] == "MSE, PSNR, SSIM"
+    assert len(names) == 5 and all(row["cpu"] >= 0 and row["peak"] > 0 for row in rows)
+    assert "precision, recall; 48 real" in capsys.readouterr().out

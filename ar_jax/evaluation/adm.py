@@ -124,11 +124,11 @@ def measure_reference(
     if images is None or not (keep or reference.pool is None):
         assert reference.pool is not None
         return Real(reference, reference.pool, reference.spatial, None)
-    real = gather(extractor, images.read(rules.batch_size), reference.name, keep)
-    features = real.features if keep else None
+    batches = images.read(rules.batch_size)
+    real = gather(extractor, batches, reference.name, images.count if keep else 0)
     if reference.pool is not None:
-        return Real(reference, reference.pool, reference.spatial, features)
-    return Real(reference, real.pool.stats(), spatial_stats(real), features)
+        return Real(reference, reference.pool, reference.spatial, real.kept)
+    return Real(reference, real.pool.stats(), spatial_stats(real), real.kept)
 
 
 def compare(extractor: Extractor, samples: ImageSet, real: Real, rules: Rules) -> Comparison:
@@ -143,7 +143,7 @@ def compare(extractor: Extractor, samples: ImageSet, real: Real, rules: Rules) -
     check_rank(extractor, samples.name, count, rules)
     reference = real.reference
     check_resolution(samples.shape, reference)
-    keep = real.features is not None
+    keep = 0 if real.features is None else count
     drawn = gather(extractor, samples.first(count, rules.batch_size), samples.name, keep)
     left_out = []
     spatial_frechet = None
@@ -154,8 +154,8 @@ def compare(extractor: Extractor, samples: ImageSet, real: Real, rules: Rules) -
     else:
         spatial_frechet = frechet_distance(ours, real.spatial)
     precision = recall = None
-    if real.features is not None:
-        precision, recall = precision_recall(real.features, drawn.features)
+    if real.features is not None and drawn.kept is not None:
+        precision, recall = precision_recall(real.features, drawn.kept)
     elif not rules.precision_recall:
         left_out.append("precision and recall: not asked for")
     else:

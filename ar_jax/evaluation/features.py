@@ -114,48 +114,53 @@ class Gathered:
     Attributes:
         pool, spatial: streaming mean and covariance; ``spatial`` stays empty without such features.
         score: streaming inception score.
-        kept: pool features [N, F] for precision and recall, which statistics do not give; None if
-            they are not wanted.
+        keep: images whose pool features are kept, for precision and recall, which statistics do
+            not give; 0: none.
+        kept: these features, float32 [keep, F], in place from the first batch on.
     """
 
     name: str
     pool: FeatureAccumulator
     spatial: FeatureAccumulator
     score: InceptionScore
-    kept: list[np.ndarray] | None
+    keep: int
+    kept: np.ndarray | None = None
 
     @classmethod
-    def empty(cls, name: str, keep: bool) -> Gathered:
+    def empty(cls, name: str, keep: int = 0) -> Gathered:
         """Of no images yet; ``name`` is what errors call the set."""
         return cls(
             name,
             FeatureAccumulator(f"{name}, pool features"),
             FeatureAccumulator(f"{name}, spatial features"),
             InceptionScore(),
-            [] if keep else None,
+            keep,
         )
 
     def add(self, features: Features) -> None:
         """Takes in a batch; ValueError for NaN."""
+        if self.keep:
+            if self.kept is None:
+                self.kept = np.empty((self.keep, features.pool.shape[1]), np.float32)
+            first = self.pool.count
+            self.kept[first : first + len(features.pool)] = features.pool
         self.pool.add(features.pool)
         if features.spatial is not None:
             self.spatial.add(features.spatial)
         self.score.add(features.logits)
-        if self.kept is not None:
-            self.kept.append(features.pool)
-
-    @property
-    def features(self) -> np.ndarray:
-        """Those that were kept, [N, F]."""
-        assert self.kept is not None
-        return np.concatenate(self.kept)
 
 
 def gather(
-    extractor: Extractor, batches: Iterable[np.ndarray], name: str, keep: bool = False
+    extractor: Extractor, batches: Iterable[np.ndarray], name: str, keep: int = 0
 ) -> Gathered:
-    """Runs the extractor over batches uint8 [n, H, W, C]."""
+    """Runs the extractor over batches uint8 [n, H, W, C]; see `Gathered` for ``keep``.
+
+    Raises:
+        ValueError: NaN features, or not ``keep`` images where it is not 0.
+    """
     gathered = Gathered.empty(name, keep)
     for images in batches:
         gathered.add(extractor(images))
+    if keep and gathered.pool.count != keep:
+        raise ValueError(f"{name}: {gathered.pool.count:,} images came of {keep:,}")
     return gathered

@@ -93,7 +93,7 @@ def evaluate_reconstructions(
     count = check_number(images.name, images.count, rules.num_images)
     check_rank(standard.extractor, images.name, count, rules)
     meter = ReconstructionMeter()
-    sets = Gathered.empty("originals", False), Gathered.empty("reconstructions", False)
+    sets = Gathered.empty("originals"), Gathered.empty("reconstructions")
     for pair in zip(
         originals.first(count, rules.batch_size),
         images.first(count, rules.batch_size),

@@ -106,7 +106,7 @@ def reconstruct(
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     kept: list[np.ndarray] = []
     standard = evaluation.standard
-    sets = Gathered.empty("originals", False), Gathered.empty("reconstructions", False)
+    sets = Gathered.empty("originals"), Gathered.empty("reconstructions")
     for batch in coded_batches(
         tokenizer,
         params,
