@@ -20,8 +20,11 @@ from absl import app
 from ar_jax.convert.networks import NETWORK_FAMILIES
 from ar_jax.convert.parity.case import Case
 from ar_jax.convert.parity.compare import check_case
-from ar_jax.convert.release import FAMILIES
+from ar_jax.convert.release import FAMILIES as RELEASES
 from ar_jax.io.console import configure_logging
+
+# Beside the systems: what evaluation computes.
+FAMILIES = (*RELEASES, "adm_metrics")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from ar_jax.evaluation.samples import sample_workdir
+from ar_jax.io.best_checkpoint import best_step
 from ar_jax.io.console import configure_logging
+from ar_jax.io.run_info import read_config
 from ar_jax.sampling.guidance import KINDS
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of the generator.", required=True)
@@ -48,6 +50,7 @@ SMOOTH = flags.DEFINE_bool("smooth", None, "Mix code vectors between scales (mor
 SEED = flags.DEFINE_integer("seed", 0, "Of all draws.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images drawn at a time.")
 STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; default the newest.")
+BEST = flags.DEFINE_bool("best", False, "The checkpoint that config.train.best_metric kept.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -78,12 +81,21 @@ def main(argv: Sequence[str]) -> None:
         },
         seed=SEED.value,
         batch_size=BATCH_SIZE.value,
-        step=STEP.value,
+        step=chosen_step(),
         npz=NPZ.value,
         strip=STRIP.value,
         overwrite=OVERWRITE.value,
     )
     print(f"{len(drawn.images):,} images: {OUT.value}" + (f", {NPZ.value}" if NPZ.value else ""))
+
+
+def chosen_step() -> int | None:
+    """Of the checkpoint; None for the newest."""
+    if not BEST.value:
+        return STEP.value
+    if STEP.value is not None:
+        raise app.UsageError(f"--step={STEP.value} and --best: give one of them")
+    return best_step(CHECKPOINT.value, read_config(CHECKPOINT.value)["train"])
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": BUILT | LEAVES | {"field_types"},
     "evaluation": BUILT | LEAVES,
     "compilation": BUILT | LEAVES | {"train"},
-    "convert": BUILT | LEAVES,
+    "convert": BUILT | LEAVES | {"evaluation"},
     "build": (BUILT - {"build"}) | {"io", "consistency", "field_types"},
     "consistency": BASE | MODELS,
     "sampling": BASE,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ar_jax.io.best_checkpoint import best_step
 from ar_jax.io.checkpoint import list_steps, load_params
 from ar_jax.io.metrics import JSONL, read_jsonl
 from ar_jax.train.loop import TrainingDiverged, train
@@ -74,7 +75,7 @@ def test_a_diverged_run_stops_with_its_last_finite_parameters(tmp_path):
     assert saved in list_steps(tmp_path)
 
 
-def test_previews_are_drawn_from_the_ema_and_counts_written_with_evaluations(tmp_path):
+def test_evaluations_draw_previews_of_the_ema_write_counts_and_keep_the_best(tmp_path):
     seen = []
 
     def preview(params, frozen):
@@ -82,12 +83,17 @@ def test_previews_are_drawn_from_the_ema_and_counts_written_with_evaluations(tmp
         return {"shade": np.full((4, 6, 1), 7, np.uint8)}
 
     config = toy_config(train__steps=5, train__preview_every=3, train__eval_every=3)
+    # 'max' of a loss that falls: the first evaluation's, which no cadence saves, outlives step 4's.
+    config.train.update(best_metric="eval/loss", best_mode="max")
+    config.train.update(checkpoint_every=4, keep_checkpoints=1)
     counted = iter([1.0, 4.0])
     outcome = toy_train(
         config, tmp_path, preview=preview, counts=lambda: {"data/skipped": next(counted)}
     )
     records = [r for r in read_jsonl(tmp_path / JSONL) if "eval/loss" in r]
     assert [(r["step"], r["data/skipped"]) for r in records] == [(3, 1.0), (5, 4.0)]
+    assert records[0]["eval/loss"] > records[1]["eval/loss"]
+    assert list_steps(tmp_path) == [3, 5] and best_step(tmp_path, config.train) == 3
     names = sorted(path.name for path in (tmp_path / "previews").iterdir())
     assert names == ["shade_00000003.png", "shade_00000005.png"]
     assert np.asarray(Image.open(tmp_path / "previews" / names[0])).tolist() == [[7] * 6] * 4

@@ -134,6 +134,8 @@ def toy_config(**overrides: Any) -> ml_collections.ConfigDict:
                 "preview_every": 0,
                 "checkpoint_every": 7,
                 "keep_checkpoints": 2,
+                "best_metric": "",
+                "best_mode": "min",
                 "max_bad_steps": 5,
                 "wandb": False,
             },

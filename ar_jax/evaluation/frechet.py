@@ -1,13 +1,15 @@
 """Gaussian statistics of features and the Frechet distance between two of them, in float64.
 
-Reports call it `classifier_frechet_distance`: the features are those of our own small classifier,
-and its numbers have nothing to do with Inception FID. A number says little without its floor: what
-as many real, held-out images score against the same reference (`frechet_floor`).
+In Inception's features the distance is FID, as the ADM evaluator computes it. In those of our own
+small classifier reports call it `classifier_frechet_distance`: these numbers have nothing to do
+with FID. A number says little without its floor: what as many real, held-out images score against
+the same reference (`frechet_floor`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -71,13 +73,33 @@ class FeatureAccumulator:
         features = features.astype(np.float64)
         mean = features.mean(axis=0)  # [F]
         centred = features - mean[None]  # [n, F]
-        scatter = centred.T @ centred  # [F, F]
+        self._take_in(n, mean, centred.T @ centred)
+
+    def merge(self, other: FeatureAccumulator) -> None:
+        """Takes in what another has seen: of the same features, on another device or host.
+
+        Raises:
+            ValueError: the widths differ.
+        """
+        if self._count and other._count and len(other._mean) != len(self._mean):
+            raise ValueError(
+                f"{self._name}: width {len(self._mean)}, but {len(other._mean)} in {other._name}"
+            )
+        if other._count:
+            self._take_in(other._count, other._mean, other._scatter)
+
+    def _take_in(self, n: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        """n vectors of this mean [F] and this sum of centred outer products [F, F]."""
         if self._count == 0:
             self._count, self._mean, self._scatter = n, mean, scatter
             return
         total = self._count + n
         delta = mean - self._mean  # [F]
-        self._scatter = self._scatter + scatter + np.outer(delta, delta) * (self._count * n / total)
+        # Two steps in place: a third matrix of Inception's width would be another 32 MiB.
+        grown = np.outer(delta, delta * (self._count * n / total))
+        grown += self._scatter
+        grown += scatter
+        self._scatter = grown
         self._mean = self._mean + delta * (n / total)
         self._count = total
 
@@ -113,14 +135,37 @@ def _symmetric_root(covariance: np.ndarray) -> np.ndarray:
     return (vectors * roots[None]) @ vectors.T
 
 
+class FrechetParts(NamedTuple):
+    """The terms of a Frechet distance, which is shift + trace_a + trace_b - 2 cross."""
+
+    shift: float  # |mean_a - mean_b|^2
+    trace_a: float
+    trace_b: float
+    cross: float  # tr sqrt(A^1/2 B A^1/2)
+
+    @property
+    def distance(self) -> float:
+        """Never negative: of equal sets, rounding may leave -1e-15 of the sum."""
+        return max(self.shift + self.trace_a + self.trace_b - 2.0 * self.cross, 0.0)
+
+
 def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
     """|mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr sqrt(A^1/2 B A^1/2), A and B the covariances.
 
-    The last trace is the sum of the singular values of A^1/2 B^1/2, which stays accurate for rank
-    deficient covariances, where the square root of the product A B does not.
-
     Returns:
         The distance (a squared length, as usual), never negative.
+
+    Raises:
+        ValueError: the widths differ, or a statistic is not finite.
+    """
+    return frechet_parts(a, b).distance
+
+
+def frechet_parts(a: GaussianStats, b: GaussianStats) -> FrechetParts:
+    """The terms of `frechet_distance`.
+
+    ADM takes the trace of scipy's square root of A B, of which singular covariances cost nothing
+    but digits: it is the sum of the singular values of A^1/2 B^1/2, which are computed here.
 
     Raises:
         ValueError: the widths differ, or a statistic is not finite.
@@ -136,8 +181,12 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
     product = _symmetric_root(a.covariance) @ _symmetric_root(b.covariance)
     cross = np.linalg.svd(product, compute_uv=False).sum()
     shift = a.mean - b.mean
-    spread = np.trace(a.covariance) + np.trace(b.covariance) - 2.0 * cross
-    return float(max(shift @ shift + spread, 0.0))
+    return FrechetParts(
+        shift=float(shift @ shift),
+        trace_a=float(np.trace(a.covariance)),
+        trace_b=float(np.trace(b.covariance)),
+        cross=float(cross),
+    )
 
 
 def balanced_subset(

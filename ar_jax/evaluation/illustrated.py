@@ -26,6 +26,7 @@ from ar_jax.evaluation.memorisation import evaluate_memorisation
 from ar_jax.evaluation.plots import save_bars, save_memorisation, save_training_curves
 from ar_jax.evaluation.report import metric
 from ar_jax.evaluation.samples import Generated, save_strip
+from ar_jax.evaluation.standard import code_version, distance_metrics
 from ar_jax.io.images import PICTURE_CHANNELS
 from ar_jax.io.metrics import JSONL
 
@@ -142,6 +143,9 @@ def reconstruction_section(seen: Reconstructions, evaluation: Evaluation) -> dic
     if evaluation.lpips is not None:
         of = f"{evaluation.lpips.measured}; {seen.result.count:,} test images"
         section["metrics"][evaluation.lpips.name] = metric(seen.lpips, of)
+    if seen.distance is not None:
+        section["about"] += f" Measured by {code_version()}."
+        section["metrics"] |= distance_metrics(seen.distance)
     return section
 
 

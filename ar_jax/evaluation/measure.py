@@ -13,6 +13,7 @@ import numpy as np
 from ar_jax.api import Params, System
 from ar_jax.build import AnyTokenizer
 from ar_jax.data import Data
+from ar_jax.evaluation.adm import ReconstructionDistance, Standard, reconstruction_distance
 from ar_jax.evaluation.codebook import CodebookResult, CodeCounter
 from ar_jax.evaluation.coding import (
     coded_batches,
@@ -21,6 +22,7 @@ from ar_jax.evaluation.coding import (
     rows,
     score_codes,
 )
+from ar_jax.evaluation.features import Gathered
 from ar_jax.evaluation.frechet import max_balanced
 from ar_jax.evaluation.generation import Judge
 from ar_jax.evaluation.likelihood import LikelihoodMeter, LikelihoodResult
@@ -46,6 +48,7 @@ class Evaluation:
         seed: of the samples and the draws.
         progress: show bars.
         lpips: also measured on reconstructions; None: no weights were given.
+        standard: what FID and its like are measured with; None: they are not.
     """
 
     data: dict[str, Data]
@@ -58,6 +61,7 @@ class Evaluation:
     seed: int
     progress: bool
     lpips: LpipsMetric | None = None
+    standard: Standard | None = None
 
     def title(self, text: str) -> str:
         """Of a progress bar; empty for none."""
@@ -81,6 +85,7 @@ class Reconstructions:
             [n, H, W, C].
         all: of all test images, where there is a judge of them.
         lpips: its mean, where it is measured.
+        distance: of the two sets, where there is an extractor of standard metrics.
     """
 
     result: ReconstructionResult
@@ -89,6 +94,7 @@ class Reconstructions:
     images: np.ndarray
     all: np.ndarray | None
     lpips: float | None = None
+    distance: ReconstructionDistance | None = None
 
 
 def reconstruct(
@@ -105,6 +111,8 @@ def reconstruct(
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     kept: list[np.ndarray] = []
     distances: list[np.ndarray] = []
+    standard = evaluation.standard
+    sets = Gathered.empty("originals"), Gathered.empty("reconstructions")
     for batch in coded_batches(
         tokenizer,
         params,
@@ -121,6 +129,9 @@ def reconstruct(
         if counter is not None:
             counter.add(rows(batch, "codes"))
         shown.append((originals[:a_batch], images[:a_batch]))
+        if standard is not None:
+            for gathered, part in zip(sets, (originals, images), strict=True):
+                gathered.add(standard.extractor(part))
         if evaluation.judge is not None:
             kept.append(images)
     first, second = (np.concatenate(part)[:SHOWN] for part in zip(*shown, strict=True))
@@ -131,6 +142,11 @@ def reconstruct(
         images=second,
         all=np.concatenate(kept) if kept else None,
         lpips=float(np.concatenate(distances).mean(dtype=np.float64)) if distances else None,
+        distance=None
+        if standard is None
+        else reconstruction_distance(
+            standard.extractor, *sets, reference=f"the same images of {data.source.name}"
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -169,6 +170,42 @@ def save_bars(
             what, value = references[title]
             axis.axhline(value, color=_REFERENCE, linestyle="--", linewidth=1.2, label=what)
             axis.legend(fontsize=7, loc="lower right")
+    return save_figure(figure, path)
+
+
+def save_sweep(
+    points: Sequence[Mapping[str, Any]],
+    axes: Sequence[str],
+    metrics: Sequence[str],
+    path: str | Path,
+) -> Path:
+    """Metrics over the first axis, a panel each, and a line for each setting of the other axes.
+
+    Args:
+        points: {'settings': axis -> value, 'metrics': name -> number}.
+        axes: names of the settings.
+        metrics: to draw.
+        path: the PNG to write.
+    """
+    first, *others = axes
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for point in points:
+        name = ", ".join(f"{axis} {point['settings'][axis]}" for axis in others)
+        lines.setdefault(name, []).append(point)
+    columns = min(3, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, metric in zip(panels, metrics, strict=False):
+        for name, line in lines.items():
+            where = [point["settings"][first] for point in line]
+            panel.plot(where, [p["metrics"][metric] for p in line], marker="o", label=name)
+        panel.set_title(metric)
+        panel.set_xlabel(first)
+        if others:
+            panel.legend(fontsize=7)
+    for panel in panels[len(metrics) :]:
+        panel.remove()
     return save_figure(figure, path)
 
 

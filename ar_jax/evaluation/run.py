@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from ar_jax.build import (
     trains_tokenizer,
 )
 from ar_jax.evaluation import illustrated, sections
+from ar_jax.evaluation.adm import Standard, check_number, check_rank, compare, measure_reference
+from ar_jax.evaluation.files import check_free
+from ar_jax.evaluation.image_set import open_images
 from ar_jax.evaluation.load import describe_weights, image_section, load_system, load_tokenizer
 from ar_jax.evaluation.lpips import load_lpips
 from ar_jax.evaluation.measure import (
@@ -26,7 +30,8 @@ from ar_jax.evaluation.measure import (
 )
 from ar_jax.evaluation.plots import save_bars
 from ar_jax.evaluation.real import find_judge, open_splits
-from ar_jax.evaluation.report import REPORT_JSON, read_report, write_report
+from ar_jax.evaluation.reference import open_reference
+from ar_jax.evaluation.report import read_report, write_report
 from ar_jax.evaluation.samples import (
     balanced_labels,
     check_class_conditional,
@@ -35,6 +40,7 @@ from ar_jax.evaluation.samples import (
     sampling_of,
     save_npz,
 )
+from ar_jax.evaluation.standard import comparison_section, record_samples
 from ar_jax.io.run_info import read_config
 
 log = logging.getLogger(__name__)
@@ -53,6 +59,7 @@ def evaluate_workdir(
     lpips: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    standard: Standard | None = None,
 ) -> dict[str, Any]:
     """Evaluates a trained tokenizer or generator and writes its report and pictures.
 
@@ -66,6 +73,7 @@ def evaluate_workdir(
         step: of the checkpoint; None for the newest.
         lpips: converted weights, for the LPIPS of reconstructions; None leaves it out.
         overwrite: a report that is there already.
+        standard: also measures FID and its like; of reconstructions, against the test images.
 
     Returns:
         The report's sections, as plain values; see `ar_jax.evaluation.report`.
@@ -75,8 +83,7 @@ def evaluate_workdir(
     """
     workdir = Path(workdir)
     directory = workdir / "evaluation" if directory is None else Path(directory)
-    if (directory / REPORT_JSON).exists() and not overwrite:
-        raise ValueError(f"{directory / REPORT_JSON} exists: name another --out, or --overwrite")
+    check_free(directory, overwrite)
     counts = {"num_images": num_images, "batch_size": batch_size}
     if likelihood_images is not None:
         counts["likelihood_images"] = likelihood_images
@@ -106,6 +113,7 @@ def evaluate_workdir(
             seed=seed,
             progress=progress,
             lpips=distance,
+            standard=standard,
         )
         weights = describe_weights(workdir, config, step)
         if is_tokenizer:
@@ -130,7 +138,17 @@ def evaluate_tokenizer(
     """
     if evaluation.data["test"].source.kind != "image":
         raise ValueError(f"{evaluation.data['test'].source.name}: a tokenizer needs images")
-    seen = reconstruct(tokenizer, params, evaluation)
+    limit = None
+    if evaluation.standard is not None:
+        if evaluation.standard.reference is not None:
+            raise ValueError(
+                f"--reference={evaluation.standard.reference}: reconstructions are compared with "
+                "the test images that they are of; --source names others"
+            )
+        rules, test = evaluation.standard.rules, evaluation.data["test"].source
+        limit = check_number(test.name, len(test), rules.num_images)
+        check_rank(evaluation.standard.extractor, test.name, limit, rules)
+    seen = reconstruct(tokenizer, params, evaluation, limit)
     report = {"reconstruction": illustrated.reconstruction_section(seen, evaluation)}
     if seen.codebook is not None:
         names, codes = scale_names(tokenizer.grids), seen.codebook
@@ -167,6 +185,12 @@ def evaluate_generator(
             f"--num_images={evaluation.num_images} cannot be balanced over {classes} classes: "
             f"use {fits}"
         )
+    real = None
+    if (standard := evaluation.standard) is not None:  # before the samples, which take long
+        shape = system.tokenizer.image_shape
+        check_rank(standard.extractor, "the samples", evaluation.num_images, standard.rules)
+        reference = open_reference(standard.reference, shape)
+        real = measure_reference(standard.extractor, shape, reference, standard.rules)
     knobs, guidance = sampling_of(config)
     sampler = create_sampler(system, params)
     drawn = generate(
@@ -178,10 +202,17 @@ def evaluate_generator(
         guidance=guidance,
         progress=evaluation.progress,
     )
-    save_npz(directory / "samples.npz", drawn.images, drawn.labels)
-    pictures = illustrated.draw_samples(sampler, drawn, classes, directory)
     sampling = f"{describe_sampling(knobs, guidance)}, {weights}, seed {evaluation.seed}"
+    save_npz(directory / "samples.npz", drawn.images, drawn.labels)
+    record_samples(directory / "samples.npz", sampling)
+    pictures = illustrated.draw_samples(sampler, drawn, classes, directory)
     report = illustrated.generation_sections(drawn, evaluation, sampling, pictures)
+    if standard is not None and real is not None:
+        images = open_images(directory / "samples.npz")
+        number = evaluation.num_images
+        rules = dataclasses.replace(standard.rules, num_images=number, num_classes=classes)
+        result = compare(standard.extractor, images, real, rules)
+        report["standard"] = comparison_section(result, sampling)
     if hasattr(system.head, "log_prob"):
         report["likelihood"] = illustrated.likelihood_section(system, params, evaluation)
     else:
@@ -189,7 +220,8 @@ def evaluate_generator(
         report["held_out"] = illustrated.held_out_section(objective, system, params, evaluation)
     if evaluation.data["test"].source.kind == "image":
         limit = SHOWN if evaluation.judge is None else None
-        seen = reconstruct(system.tokenizer, params["tokenizer"], evaluation, limit)
+        alone = dataclasses.replace(evaluation, standard=None)  # rFID is of a tokenizer's report
+        seen = reconstruct(system.tokenizer, params["tokenizer"], alone, limit)
         report["reconstruction"] = illustrated.reconstruction_section(seen, evaluation)
         report |= illustrated.bound_section(seen, evaluation)
     return report

@@ -14,7 +14,8 @@ from ar_jax.build import AnySampler, build_sampling, create_sampler
 from ar_jax.evaluation.captions import read_captions
 from ar_jax.evaluation.coding import decode_known, decode_stages
 from ar_jax.evaluation.grids import formation_strip, save_tiles, upscale
-from ar_jax.evaluation.load import load_system
+from ar_jax.evaluation.load import describe_weights, load_system
+from ar_jax.evaluation.standard import record_samples
 from ar_jax.io.images import PICTURE_CHANNELS, image_grid, save_png
 from ar_jax.io.progress import Progress
 from ar_jax.sampling.filters import Knobs
@@ -292,7 +293,7 @@ def sample_workdir(
         sampling: see `sampling_of`.
         seed, batch_size: see `generate`.
         step: of the checkpoint; None for the newest.
-        npz: also write all images there, see `save_npz`.
+        npz: also write all images there, see `save_npz`, and how they were drawn beside it.
         strip: also write OUT_strip.png, see `save_strip`.
         overwrite: files that exist already.
         progress: show a bar.
@@ -339,6 +340,8 @@ def sample_workdir(
             save_strip(strip_path, sampler, drawn)
     if npz is not None:
         save_npz(npz, drawn.images, drawn.labels)
+        weights = describe_weights(workdir, config, step)
+        record_samples(npz, f"{describe_sampling(knobs, guidance)}, {weights}, seed {seed}")
     return drawn
 
 

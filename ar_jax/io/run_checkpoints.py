@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
@@ -13,6 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from ar_jax.io.best_checkpoint import SCORES, Best, find_best
 from ar_jax.io.checkpoint import DATA, FOLDER, check_entries, without_copies
 from ar_jax.io.checkpoint_health import (
     CHECKSUMS,
@@ -46,10 +48,18 @@ class Checkpoints:
         failed_saves: how many saves did not reach the disk so far.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, keep: int, copies: bool = True) -> None:
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        keep: int,
+        best: Best | None = None,
+        copies: bool = True,
+    ) -> None:
         """Opens or makes the directory; the newest ``keep`` checkpoints are kept.
 
         Args:
+            best: the best checkpoint is kept beside them.
             copies: False writes numpy arrays from where they lie, in no more memory than they have;
                 they must not change before `wait`.
 
@@ -60,8 +70,12 @@ class Checkpoints:
             raise ValueError(f"config.train.keep_checkpoints={keep} must be at least 1")
         self.directory = epath.Path(workdir).absolute() / FOLDER
         self.failed_saves = 0
-        self._keep, self._copies = keep, copies
+        self._keep, self._copies, self._best = keep, copies, best
+        # (step, value) of the best checkpoint, and of a better one whose save is under way.
+        self._found: tuple[int, float] | None = None
+        self._candidate: tuple[int, float] | None = None
         self._checkpointer = self._open()
+        self._find_best()
         self._watcher = ThreadPoolExecutor(1, "checkpoint-watcher")
         self._saving: Future[str] | None = None  # of what went wrong; '' if nothing did
         self._failure = ""  # of the newest save
@@ -71,7 +85,7 @@ class Checkpoints:
         return training.Checkpointer(
             self.directory,
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=training.preservation_policies.LatestN(self._keep),
+            preservation_policy=_NewestAndBest(self._keep, self._best_steps),
             cleanup_tmp_directories=True,  # left by a save that failed or was killed
             context=_with_copies() if self._copies else without_copies(),
         )
@@ -81,7 +95,24 @@ class Checkpoints:
         """Steps that can be restored, ascending."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-    def save(self, step: int, trees: Mapping[str, Any], data: Any = None) -> None:
+    def would_be_best(self, scores: Mapping[str, float]) -> bool:
+        """Whether a checkpoint that is saved with these scores now is the best so far.
+
+        Raises:
+            ValueError: the metric of the best is none of them.
+        """
+        if self._best is None:
+            return False
+        self._settle()
+        return self._best.improves(self._best.value(scores), self._found and self._found[1])
+
+    def save(
+        self,
+        step: int,
+        trees: Mapping[str, Any],
+        data: Any = None,
+        scores: Mapping[str, float] | None = None,
+    ) -> None:
         """Starts to save; the arrays may be donated as soon as this returns.
 
         A save that fails (the disk is full) is logged as an error as soon as it is known, and
@@ -91,12 +122,18 @@ class Checkpoints:
             step: number of completed steps. A step that is there already is left as it is.
             trees: name -> pytree of arrays; empty trees are left out.
             data: an iterator with get_state and set_state that knows orbax (all of Grain's do).
+            scores: what the evaluation of this step measured, if it was evaluated.
         """
         self._settle()
         if step in self.steps:
             return
         parts = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
-        metadata = {CHECKSUMS: tree_checksums(parts)}
+        metadata: dict[str, Any] = {CHECKSUMS: tree_checksums(parts)}
+        if self._best is not None and scores is not None:
+            value = self._best.value(scores)
+            metadata[SCORES] = {self._best.metric: value}
+            if self._best.improves(value, self._found and self._found[1]):
+                self._candidate = (step, value)
         if data is not None:
             parts[DATA] = data
         self._failure, problem = "", ""
@@ -212,12 +249,14 @@ class Checkpoints:
         problem, self._saving = first_of_all(self._saving.result()), None
         if problem:
             self._give_up(problem)
+        elif self._candidate is not None:
+            self._found, self._candidate = self._candidate, None
 
     def _give_up(self, problem: str) -> None:
         """Forgets a failed save, frees what it had written, and makes another one possible."""
         if self._saving is not None:  # it failed elsewhere before it had begun there
             self._saving.result()
-        self._saving, self._failure = None, problem
+        self._saving, self._failure, self._candidate = None, problem, None
         self.failed_saves += 1
         with contextlib.suppress(Exception):  # orbax's manager raises the failure for ever
             self._checkpointer.close()
@@ -255,6 +294,27 @@ class Checkpoints:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("damaged checkpoints are moved aside")
             self._checkpointer.reload()
+            self._find_best()
+
+    def _find_best(self) -> None:
+        if self._best is not None:
+            self._found = find_best(self.directory, self.steps, self._best)
+
+    def _best_steps(self) -> set[int]:
+        """The best checkpoint, and the one that takes its place once it is on disk."""
+        return {pair[0] for pair in (self._found, self._candidate) if pair is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class _NewestAndBest(ocp.training.preservation_policies.PreservationPolicy):
+    """Keeps the newest ``keep`` checkpoints, and those that are the best."""
+
+    keep: int
+    best_steps: Callable[[], set[int]]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        first, best = len(checkpoints) - self.keep, self.best_steps()
+        return [n >= first or info.step in best for n, info in enumerate(checkpoints)]
 
 
 class _Damage(Exception):

@@ -37,6 +37,8 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.skip_damaged_checkpoints",
+    "train.best_metric",
+    "train.best_mode",
     "train.stuck_after_seconds",
     "train.max_bad_steps",
     "train.wandb",

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from ar_jax.field_types import check_types
+from ar_jax.io.best_checkpoint import choose_best
 from ar_jax.parallel.mesh import check_batch, make_mesh
 from ar_jax.train.optimizer import Optimizer, build_optimizer
 
@@ -30,6 +31,9 @@ class TrainFields:
         keep_checkpoints: newest ones that are kept.
         skip_damaged_checkpoints: go on from the newest checkpoint that can be read if later ones
             are damaged; those are kept as ``<step>.damaged``. False: a damaged one is an error.
+        best_metric: of an evaluation, as 'eval/loss': the checkpoint with the best one so far is
+            kept beside the newest, saved whenever an evaluation finds a better; '': none is.
+        best_mode: 'min' or 'max': which is the best.
         stuck_after_seconds: the process ends if one batch, step, evaluation batch, preview or save
             takes longer, compilation aside; 0: it waits for ever.
         max_bad_steps: the run stops after so many skipped steps in a row.
@@ -46,6 +50,8 @@ class TrainFields:
     checkpoint_every: int
     keep_checkpoints: int = 2
     skip_damaged_checkpoints: bool = False
+    best_metric: str = ""
+    best_mode: str = "min"
     stuck_after_seconds: int = 1800
     max_bad_steps: int = 20
     wandb: bool = False
@@ -55,10 +61,15 @@ class TrainFields:
         least |= {"keep_checkpoints": 1, "max_bad_steps": 1, "log_every": 1}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, bool) and value < least.get(field.name, 0):
+            if not isinstance(value, bool | str) and value < least.get(field.name, 0):
                 raise ValueError(
                     f"config.train.{field.name}={value} must be at least {least.get(field.name, 0)}"
                 )
+        if choose_best(self.best_metric, self.best_mode) is not None and not self.eval_every:
+            raise ValueError(
+                f"config.train.best_metric={self.best_metric!r} is measured by evaluations, of "
+                "which config.train.eval_every=0 makes none"
+            )
 
     def due(self, step: int, every: int) -> bool:
         """Whether what happens ``every`` steps happens after ``step`` steps."""

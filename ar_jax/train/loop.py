@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ar_jax.api import Objective, Params
+from ar_jax.io.best_checkpoint import choose_best
 from ar_jax.io.checkpoint import PARAMS, save_tree
 from ar_jax.io.images import save_png
 from ar_jax.io.metrics import open_writers
@@ -113,7 +114,8 @@ def train(
             rows = describe_parameters(program.abstract.params, settings.optimizer)
             log.info("parameters:\n%s", write_parameter_table(folder, rows))
         keep_frozen(frozen, folder)
-        checkpoints = Checkpoints(folder, keep=fields.keep_checkpoints)
+        best = choose_best(fields.best_metric, fields.best_mode)
+        checkpoints = Checkpoints(folder, keep=fields.keep_checkpoints, best=best)
         stack.callback(checkpoints.close)
         state = start_state(
             program,
@@ -144,10 +146,10 @@ def train(
         )
         watchdog = stack.enter_context(Watchdog(fields.stuck_after_seconds))
 
-        def save(step: int) -> None:
+        def save(step: int, scores: Mapping[str, float] | None = None) -> None:
             watchdog.begin("save", step)
             before = checkpoints.failed_saves
-            checkpoints.save(step, to_parts(state), train_data)
+            checkpoints.save(step, to_parts(state), train_data, scores)
             if checkpoints.failed_saves > before:
                 reporter.write(step, {"checkpoint/failed_saves": float(checkpoints.failed_saves)})
 
@@ -175,14 +177,16 @@ def train(
             if stopping:  # at once: the platform may end the process soon
                 save(step)
                 checkpoints.wait()
+            scores: Mapping[str, float] | None = None
             with reporter.paused():
                 if evaluating:
                     assert eval_data is not None
                     watchdog.begin("evaluation", step)
                     batches = watched(eval_data, watchdog, step)
                     means = evaluate(program, state, frozen, batches)
-                    scalars = {f"eval/{name}": value for name, value in means.items()}
-                    reporter.write(step, scalars | dict(counts() if counts else {}))
+                    scores = {f"eval/{name}": value for name, value in means.items()}
+                    reporter.write(step, {**scores, **(counts() if counts else {})})
+                    saving = saving or checkpoints.would_be_best(scores)
                 if previewing:
                     assert preview is not None
                     watchdog.begin("preview", step)
@@ -193,7 +197,7 @@ def train(
                         except OSError as error:  # of a full disk: no reason to end the run
                             log.error("picture %s of step %d is not written: %s", name, step, error)
                 if saving:
-                    save(step)
+                    save(step, scores)
         checkpoints.wait()
         if stopping and step < fields.steps:
             progress.write(f"told to stop: saved step {step}; the same command goes on from there")

@@ -91,6 +91,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         preview_every=1_000,
         checkpoint_every=1_000,
         skip_damaged_checkpoints=False,
+        best_metric="",
+        best_mode="min",
         stuck_after_seconds=1800,
         accumulation=1,
     )

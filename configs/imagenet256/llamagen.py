@@ -125,6 +125,8 @@ def get_config(arg: str = "B") -> ml_collections.ConfigDict:
         preview_every=5 * iterations,
         checkpoint_every=5_000,
         skip_damaged_checkpoints=False,
+        best_metric="",
+        best_mode="min",
         stuck_after_seconds=1800,
         accumulation=1,
     )

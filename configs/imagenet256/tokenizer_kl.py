@@ -81,6 +81,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         preview_every=iterations,
         checkpoint_every=5_000,
         skip_damaged_checkpoints=False,
+        best_metric="",
+        best_mode="min",
         stuck_after_seconds=1800,
         accumulation=1,
     )

@@ -124,6 +124,8 @@ def get_config(arg: str = "d16") -> ml_collections.ConfigDict:
         preview_every=5 * iterations,
         checkpoint_every=iterations,
         skip_damaged_checkpoints=False,
+        best_metric="",
+        best_mode="min",
         stuck_after_seconds=1800,
         accumulation=1,
     )

@@ -56,6 +56,8 @@ class Family(Protocol):
 
         summarised(name)   the array that this one sums up, or None
         limits(case)       pattern -> tolerance that the READMEs name for a correct port
+        absolute(case)     pattern -> greatest absolute difference that the READMEs allow
+        flips(case)        pattern -> share of a boolean array that the READMEs let differ
         ADDED              what the READMEs add to ten times the measured difference of float32
     """
 
@@ -171,17 +173,25 @@ def compare(family: Family, case: Case, name: str, ours: Any) -> Line:
         if ours.dtype.kind not in "iub":
             return Line(name, kind, f"ours is {ours.dtype}", False, np.inf, np.inf)
         largest, relative = _difference(ours, recorded)
+        if recorded.dtype == bool and (share := _hook(family, "flips", case, name)) is not None:
+            differing = float((ours != recorded).mean())
+            origin = "share that may differ, the README's"
+            return Line(name, kind, origin, differing <= share, largest, differing, share)
         return Line(name, kind, "equal", largest == 0, largest, relative)
     largest, relative = _difference(ours, recorded)
     allowed = tolerances(family, case, name)
     tolerance, origin = next((t for t in allowed if relative <= t[0]), allowed[-1])
+    bound = _hook(family, "absolute", case, name)
+    if relative > tolerance and bound is not None:
+        origin = "on max, the README's limit"
+        return Line(name, kind, origin, largest <= bound, largest, relative, bound)
     return Line(name, kind, origin, relative <= tolerance, largest, relative, tolerance)
 
 
 def tolerances(family: Family, case: Case, name: str) -> list[tuple[float, str]]:
     """(tolerance on the relative norm, where it comes from) of a float array, ascending."""
     found = [_measured_tolerance(family, case, name)]
-    limit = _find(getattr(family, "limits", lambda case: {})(case), name)
+    limit = _hook(family, "limits", case, name)
     if limit is not None:
         found.append((limit, "the README's limit"))
     return sorted(found)
@@ -213,6 +223,11 @@ def kind_of(array: np.ndarray) -> str:
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a name fits one of the patterns with ``*``."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _hook(family: Family, hook: str, case: Case, name: str) -> Any:
+    """What a table that the family may have says of an array, or None."""
+    return _find(getattr(family, hook, lambda case: {})(case), name)
 
 
 def _find(table: Mapping[str, Any], name: str) -> Any:
