@@ -149,6 +149,11 @@ def _check(section: dict[str, Any], data: Data, tokenizer: AnyTokenizer, copies:
             f"--source={section['source']} gives images {shape}, but the tokenizer is for "
             f"{tuple(tokenizer.image_shape)}"
         )
+    if getattr(tokenizer, "bits", 0):
+        raise ValueError(
+            f"the tokenizer makes codes of {tokenizer.bits} bits, but what is kept are numbers: "
+            "codes of bits cannot be cached"
+        )
     if copies < 1:
         raise ValueError(f"--copies={copies} must be at least 1")
     crop, flip = section.get("crop", "none"), section.get("flip", False)

@@ -44,7 +44,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     config.objective = dict(
-        name="tokenizer", l2=1.0, codebook=1.0, commitment=0.25, restart_below=0.05
+        name="tokenizer",
+        l2=1.0,
+        codebook=1.0,
+        commitment=0.25,
+        restart_below=0.05,
+        kmeans_vectors=0,
     )
     config.train = dict(
         steps=4_500,
