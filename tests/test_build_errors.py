@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import pytest
 
@@ -16,7 +18,7 @@ from ar_jax.build import (
     build_system,
     check_trained_tokenizer,
 )
-from ar_jax.objectives.likelihood import Likelihood
+from ar_jax.objectives.likelihood import Likelihood, init_tokenizer
 from ar_jax.objectives.tokenizer import TokenizerObjective
 from tests.toy_systems import AUTOENCODER, toy_config
 
@@ -251,7 +253,15 @@ def test_numbers_of_implicit_codebooks_go_with_categorical_heads(name):
     config = toy_config("raster", vocab_size=16)
     fields = dict(name=name) | (dict(levels=(2, 2, 2, 2)) if name == "fsq" else {})
     config["tokenizer"] = fields | {"autoencoder": config["tokenizer"]["autoencoder"]}
-    assert build_system(config).tokenizer.codebook_size == 16
+    objective: Any = build_objective(config)
+    assert objective.system.tokenizer.codebook_size == 16
+    batch = {"image": jnp.zeros((2, 8, 8, 1), jnp.uint8), "label": jnp.zeros(2, jnp.int32)}
+
+    def loss(key: jax.Array) -> Any:
+        frozen = {"tokenizer": init_tokenizer(objective.system, key)}
+        return objective.loss(objective.init(key), {}, frozen, batch, key, True)[0]
+
+    assert jax.eval_shape(loss, jax.random.key(0)).shape == ()
     config["head"]["vocab_size"] = 15
     with pytest.raises(ValueError, match=r"head.vocab_size is 15.*codebook_size is 16"):
         build_system(config)
