@@ -240,6 +240,15 @@ def test_quantisers_without_a_codebook(tokenizer, objective, words):
         assert word in str(error.value), str(error.value)
 
 
+def test_kmeans_replace_no_codebook_that_a_run_starts_from():
+    config = toy_config("raster", objective=dict(name="tokenizer", kmeans_vectors=50))
+    config["init_from"] = dict(workdir="")
+    build_objective(config)
+    config["init_from"] = dict(workdir="runs/other")
+    with pytest.raises(ValueError, match=r"kmeans_vectors is 50, but init_from.workdir='runs/oth"):
+        build_objective(config)
+
+
 def test_codes_of_bits_have_no_categorical_head():
     config = toy_config("next_scale")
     fields = dict(name="multiscale_bitwise", scales=(1, 2, 4))

@@ -50,6 +50,12 @@ def check_losses(config: Any, quantizer: Quantizer) -> None:
             f"objective.kmeans_vectors is {vectors}, from which no {quantizer.codebook_size} "
             "centres can be found: it must be at least tokenizer.codebook_size"
         )
+    source = config.get("init_from", {}).get("workdir")
+    if vectors and source:
+        raise ValueError(
+            f"objective.kmeans_vectors is {vectors}, but init_from.workdir={source!r} has a "
+            "codebook, which these would replace: set it to 0"
+        )
 
 
 def check_scalar_levels(levels: tuple[int, ...], code_width: int) -> None:
