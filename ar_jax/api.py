@@ -7,6 +7,8 @@ K head width, V vocabulary, C channels, h x w the latent grid.
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import flax.struct
@@ -110,6 +112,11 @@ class System:
     schedule: Schedule
     backbone: Any
     head: Any
+
+
+def matches_any(path: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the regular expressions is found in the 'a/b/c' path of a parameter."""
+    return any(re.search(pattern, path) for pattern in patterns)
 
 
 def weighted_mean(values: Array, mask: Array | None) -> Array:

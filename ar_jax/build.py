@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from ar_jax import schedules
-from ar_jax.api import Objective, Params, System
+from ar_jax.api import Objective, Params, System, matches_any
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.consistency import (
@@ -39,14 +39,25 @@ from ar_jax.sampling.loop import CachedSampler
 from ar_jax.sampling.refine import RefineSampler
 from ar_jax.schedules import Schedule
 from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
+from ar_jax.tokenizers.checks import check_bits, check_projection, check_scalar_levels
+from ar_jax.tokenizers.finite_scalar import FiniteScalarQuantizer
 from ar_jax.tokenizers.kl import KLTokenizer
+from ar_jax.tokenizers.lookup_free import BinarySphericalQuantizer, LookupFreeQuantizer
 from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
 Config: TypeAlias = ml_collections.ConfigDict | Mapping[str, Any]
 
-QUANTIZERS = {"vq": VectorQuantizer, "multiscale_vq": MultiScaleQuantizer}
+QUANTIZERS = {
+    "vq": VectorQuantizer,
+    "multiscale_vq": MultiScaleQuantizer,
+    "fsq": FiniteScalarQuantizer,
+    "lfq": LookupFreeQuantizer,
+    "bsq": BinarySphericalQuantizer,
+    "multiscale_bitwise": MultiScaleBitwiseQuantizer,
+}
 TOKENIZERS = {**QUANTIZERS, "kl": KLTokenizer}
 AUTOENCODERS = {"strided": Autoencoder, "pooled": PooledAutoencoder}
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
@@ -62,6 +73,7 @@ OBJECTIVES = {**TOKENIZER_OBJECTIVES, "likelihood": Likelihood, "masked": Masked
 # How codes are drawn is the backbone's: with a cache step by step, or all that is known each time.
 AnySampler: TypeAlias = CachedSampler | RefineSampler
 SAMPLERS: dict[type, Any] = {Decoder: CachedSampler, EncoderDecoder: RefineSampler}
+CODEBOOK = "quantizer/codebook"  # the parameter that objectives move outside of the gradient
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # Values that modules only compare with, and would otherwise pass over in silence.
@@ -97,7 +109,7 @@ def build_tokenizer(config: Config, dtype: Any = None) -> AnyTokenizer:
         check_latents(tokenizer)
         return tokenizer
     grid = autoencoder.grid
-    if form is MultiScaleQuantizer:
+    if form in (MultiScaleQuantizer, MultiScaleBitwiseQuantizer):
         grids = schedules.as_grids(_required(section, "scales", "tokenizer"))
         if grids[-1] != grid:
             raise ValueError(
@@ -110,6 +122,10 @@ def build_tokenizer(config: Config, dtype: Any = None) -> AnyTokenizer:
         placed = {"grid": grid}
     placed |= {"code_width": autoencoder.code_width}
     quantizer = _call(form, section, "tokenizer", **placed)
+    if isinstance(quantizer, FiniteScalarQuantizer):
+        check_scalar_levels(quantizer.levels, autoencoder.code_width)
+    elif isinstance(quantizer, LookupFreeQuantizer | MultiScaleBitwiseQuantizer):
+        check_bits(quantizer)
     return Tokenizer(autoencoder=autoencoder, quantizer=quantizer)
 
 
@@ -131,6 +147,7 @@ def _build_autoencoder(
     autoencoder = _call(form, fields, "tokenizer.autoencoder", dtype=dtype, moments=moments)
     check_levels(autoencoder)
     check_groups(autoencoder)
+    check_projection(autoencoder)
     return autoencoder
 
 
@@ -174,7 +191,11 @@ def build_objective(config: Config) -> Objective:
     if objective in TOKENIZER_OBJECTIVES.values():
         tokenizer = build_tokenizer(config)
         check_tokenizer_objective(config, tokenizer)
-        return _call(objective, section, "objective", tokenizer=tokenizer)
+        placed: dict[str, Any] = {"tokenizer": tokenizer}
+        if objective is TokenizerObjective:
+            freeze = config.get("optimizer", {}).get("freeze", ())
+            placed["fixed_codebook"] = matches_any(CODEBOOK, freeze)
+        return _call(objective, section, "objective", **placed)
     system = build_system(config)
     check_objective(config["objective"]["name"], system.backbone)
     built: Any = _call(objective, section, "objective", system=system)

@@ -10,6 +10,7 @@ from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.nn.diffusion import respace
 from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.tokenizers.checks import check_losses
 from ar_jax.tokenizers.kl import KLTokenizer
 from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
@@ -44,6 +45,12 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
             )
     if isinstance(tokenizer, Tokenizer):
         assert isinstance(backbone, Decoder) and isinstance(head, CategoricalHead)
+        if tokenizer.bits:
+            raise ValueError(
+                f"head.name is 'categorical', which gives one number a code, but config.tokenizer "
+                f"makes codes of {tokenizer.bits} bits: use tokenizer.name 'bsq', 'lfq', 'fsq', "
+                "'vq' or 'multiscale_vq'"
+            )
         check_backbone(backbone, tokenizer)
         check_vocabulary("head.vocab_size", head.vocab_size, tokenizer)
     else:
@@ -136,12 +143,8 @@ def check_tokenizer_objective(config: Any, tokenizer: AnyTokenizer) -> None:
             f"objective.name is {config['objective']['name']!r}, but tokenizer.name="
             f"{config['tokenizer']['name']!r} is trained by {fits!r}"
         )
-    entropy = config["objective"].get("entropy")
-    if entropy and isinstance(tokenizer, Tokenizer) and not tokenizer.quantizer.entropy:
-        raise ValueError(
-            f"objective.entropy is {entropy}, but tokenizer.entropy is False, so that the term is "
-            "not computed: set tokenizer.entropy=True"
-        )
+    if isinstance(tokenizer, Tokenizer):
+        check_losses(config, tokenizer.quantizer)
 
 
 def check_levels(autoencoder: Autoencoder) -> None:
@@ -202,8 +205,8 @@ def check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
             f"backbone.kv_heads is {backbone.kv_heads}, which does not divide backbone.heads "
             f"{backbone.heads}"
         )
-    features = isinstance(tokenizer.quantizer, MultiScaleQuantizer)
-    wanted = "features" if features else "codes"
+    wanted = tokenizer.quantizer.context
+    features = wanted == "features"
     if backbone.context != wanted:
         raise ValueError(
             f"backbone.context is {backbone.context!r}, but this tokenizer gives {wanted!r}"

@@ -38,7 +38,10 @@ from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
+from ar_jax.tokenizers.finite_scalar import FiniteScalarQuantizer
 from ar_jax.tokenizers.kl import KLTokenizer
+from ar_jax.tokenizers.lookup_free import BinarySphericalQuantizer, LookupFreeQuantizer
 from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
 from ar_jax.train.fields import read_settings
@@ -54,7 +57,10 @@ Config: TypeAlias = Any  # a ConfigDict
 # last of them that has it looks at it: passing it on is not enough.
 TAKERS: dict[str, tuple[type, ...]] = {
     "data": (ImageTransform,),
-    "tokenizer": (VectorQuantizer, MultiScaleQuantizer, KLTokenizer),
+    "tokenizer": (
+        *(VectorQuantizer, MultiScaleQuantizer, KLTokenizer, FiniteScalarQuantizer),
+        *(BinarySphericalQuantizer, LookupFreeQuantizer, MultiScaleBitwiseQuantizer),
+    ),
     "tokenizer.autoencoder": (
         *(Autoencoder, conv.Encoder, conv.Decoder),
         *(PooledAutoencoder, pooled_conv.PooledEncoder, pooled_conv.PooledDecoder),

@@ -9,12 +9,13 @@ import dataclasses
 
 # Of each family: whether every key and shape of a size is recorded ('each') or how many there are,
 # and the golden cases whose arrays are held against the official code and whose files come back.
-KEYS = {"var": "counts", "llamagen": "each", "rar": "each", "mar": "counts"}
+KEYS = {"var": "counts", "llamagen": "each", "rar": "each", "mar": "counts", "infinity": "counts"}
 CASES = {
     "var": ("var/tiny_a", "var/tiny_b"),
     "llamagen": ("llamagen/tiny",),
     "rar": ("rar/tiny",),
     "mar": ("mar/tiny",),
+    "infinity": ("infinity/tiny",),
 }
 HEADER = (
     *("family", "released size", "parameters", "tensors"),
@@ -66,6 +67,11 @@ RELEASES = (
     Release("mar", "base", 207_924_768, 364),
     Release("mar", "large", 478_326_304, 476),
     Release("mar", "huge", 942_403_104, 604),
+    Release("infinity", "tokenizer d16", 109_970_579, 270),
+    Release("infinity", "tokenizer d24", 110_044_315, 270),
+    Release("infinity", "tokenizer d32", 110_118_051, 270),
+    Release("infinity", "tokenizer d64", 110_412_995, 270),
+    Release("infinity", "tokenizer d14, f8", 81_624_209, 226),
 )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import pytest
 
@@ -16,9 +18,9 @@ from ar_jax.build import (
     build_system,
     check_trained_tokenizer,
 )
-from ar_jax.objectives.likelihood import Likelihood
+from ar_jax.objectives.likelihood import Likelihood, init_tokenizer
 from ar_jax.objectives.tokenizer import TokenizerObjective
-from tests.toy_systems import toy_config
+from tests.toy_systems import AUTOENCODER, toy_config
 
 
 def changed(name: str, path: str, value: Any) -> dict[str, Any]:
@@ -181,7 +183,97 @@ CASES: list[tuple[str, str, Any, list[str]]] = [
         dict(name="tokenizer", entropy=0.1),
         ["objective.entropy", "0.1", "tokenizer.entropy=True"],
     ),
+    (
+        "raster",
+        "objective",
+        dict(name="tokenizer", kmeans_vectors=7),
+        ["objective.kmeans_vectors", "7", "8 centres", "tokenizer.codebook_size"],
+    ),
 ]
+
+# (tokenizer's fields, objective's, words of the message) of quantisers without a codebook.
+WITHOUT_CODEBOOK: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
+    (
+        dict(name="fsq", levels=(5, 5)),
+        {},
+        ["tokenizer.levels", "2 numbers", "code_width is 4"],
+    ),
+    (dict(name="fsq", levels=(5, 5, 1, 5)), {}, ["tokenizer.levels", "(5, 5, 1, 5)", "2 levels"]),
+    (dict(name="fsq", levels=(99,) * 4), {}, ["tokenizer.levels", "96059601 codes", "2^24"]),
+    (dict(name="fsq", levels=(5,) * 4, entropy=True), {}, ["tokenizer.entropy", "'levels'"]),
+    (
+        dict(name="fsq", levels=(5,) * 4),
+        dict(commitment=0.25),
+        ["objective.commitment", "0.25", "'fsq'", "[]"],
+    ),
+    (dict(name="lfq"), dict(codebook=1.0), ["objective.codebook", "1.0", "'commitment'"]),
+    (dict(name="bsq"), dict(restart_below=0.1), ["objective.restart_below", "0.1", "no codebook"]),
+    (dict(name="bsq"), dict(entropy=0.1), ["objective.entropy", "0.1", "tokenizer.entropy=True"]),
+    (dict(name="lfq", entropy_group=3), {}, ["tokenizer.entropy_group is 3", "code_width 4"]),
+    (
+        dict(name="bsq", autoencoder=AUTOENCODER | dict(projection=0, latent=8)),
+        {},
+        ["tokenizer.autoencoder.latent is 8", "code_width 4", "projection=0"],
+    ),
+    (
+        dict(name="lfq", autoencoder=AUTOENCODER | dict(code_width=25)),
+        {},
+        ["tokenizer.autoencoder.code_width is 25", "2^24", "'multiscale_bitwise'"],
+    ),
+    (dict(name="lfq", temperature=0.0), {}, ["tokenizer.temperature", "0.0", "positive"]),
+    (
+        dict(name="multiscale_bitwise", scales=(1, 2)),
+        {},
+        ["tokenizer.scales", "(2, 2)", "(4, 4)"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("tokenizer", "objective", "words"), WITHOUT_CODEBOOK)
+def test_quantisers_without_a_codebook(tokenizer, objective, words):
+    config = toy_config("raster")
+    config["tokenizer"] = {"autoencoder": AUTOENCODER} | tokenizer
+    config["objective"] = dict(name="tokenizer", **objective)
+    with pytest.raises(ValueError) as error:
+        build_objective(config)
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+def test_kmeans_replace_no_codebook_that_a_run_starts_from():
+    config = toy_config("raster", objective=dict(name="tokenizer", kmeans_vectors=50))
+    config["init_from"] = dict(workdir="")
+    build_objective(config)
+    config["init_from"] = dict(workdir="runs/other")
+    with pytest.raises(ValueError, match=r"kmeans_vectors is 50, but init_from.workdir='runs/oth"):
+        build_objective(config)
+
+
+def test_codes_of_bits_have_no_categorical_head():
+    config = toy_config("next_scale")
+    fields = dict(name="multiscale_bitwise", scales=(1, 2, 4))
+    config["tokenizer"] = fields | {"autoencoder": config["tokenizer"]["autoencoder"]}
+    with pytest.raises(ValueError, match=r"head.name is 'categorical'.*codes of 4 bits"):
+        build_system(config)
+
+
+@pytest.mark.parametrize("name", ["bsq", "fsq"])
+def test_numbers_of_implicit_codebooks_go_with_categorical_heads(name):
+    config = toy_config("raster", vocab_size=16)
+    fields = dict(name=name) | (dict(levels=(2, 2, 2, 2)) if name == "fsq" else {})
+    config["tokenizer"] = fields | {"autoencoder": config["tokenizer"]["autoencoder"]}
+    objective: Any = build_objective(config)
+    assert objective.system.tokenizer.codebook_size == 16
+    batch = {"image": jnp.zeros((2, 8, 8, 1), jnp.uint8), "label": jnp.zeros(2, jnp.int32)}
+
+    def loss(key: jax.Array) -> Any:
+        frozen = {"tokenizer": init_tokenizer(objective.system, key)}
+        return objective.loss(objective.init(key), {}, frozen, batch, key, True)[0]
+
+    assert jax.eval_shape(loss, jax.random.key(0)).shape == ()
+    config["head"]["vocab_size"] = 15
+    with pytest.raises(ValueError, match=r"head.vocab_size is 15.*codebook_size is 16"):
+        build_system(config)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ def test_all_files_are_here():
     names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py", "rar.py"}
     names |= {"tokenizer_kl.py", "mar.py"}
     assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
+    names |= {f"tokenizer_{quantiser}.py" for quantiser in ("fsq", "lfq", "bsq", "bitwise")}
     assert all(arguments(load(FASHION + name)) == ("", "demo", "smoke") for name in names)
     official = {(IMAGENET + file, argument) for file, argument in COUNTS}
     assert official == {(c.file, c.argument) for c in CASES if c.file.startswith(IMAGENET)}

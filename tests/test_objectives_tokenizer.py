@@ -17,7 +17,7 @@ from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.tokenizers.tokenizer import to_float
 from tests.modules import apply
-from tests.objective_calls import BATCH, KEY, close, gradient_of, loss_of, replicated, sharded
+from tests.objective_calls import BATCH, KEY, close, gradient_of, loss_of
 from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.toy_systems import toy_codes, toy_config, toy_labels, toy_params, toy_system
 
@@ -206,40 +206,6 @@ def test_dead_codes_restart_as_vectors_of_the_batch(name, update):
     if update == "ema":
         close(later["ema_sums"][dead], codebook[dead])
         close(later["ema_counts"][dead], np.ones(3))
-
-
-@pytest.mark.parametrize(
-    ("name", "update"),
-    [
-        pytest.param("next_scale", "gradient", marks=pytest.mark.slow),
-        ("next_scale", "ema"),
-        pytest.param("raster", "gradient", marks=pytest.mark.slow),
-    ],
-)
-def test_codebooks_on_one_and_on_eight_devices(name, update):
-    """Three steps of gradients, the codebook's own update and restarts."""
-    fields = dict(restart_below=0.5, usage_decay=0.1, ema_decay=0.5)
-    run = tokenizer_run(name, dict(codebook_update=update), **fields)
-
-    @jax.jit
-    def step(params: Any, stats: Any, batch: Any, key: jax.Array) -> Any:
-        gradient, aux = gradient_of(run.objective, params, stats, {}, batch, key)
-        params = jax.tree.map(lambda p, g: p - 0.01 * g, params, gradient)
-        return *run.objective.finish(params, stats, aux.sums, aux.last, key), aux.metrics
-
-    one = (run.params, run.stats)
-    eight = (replicated(run.params), replicated(run.stats))
-    restarted = 0
-    for index in range(3):
-        key = jax.random.fold_in(KEY, index)
-        *one, metrics = step(*one, run.batch, key)
-        *eight, eight_metrics = step(*eight, sharded(run.batch), key)
-        close(metrics, eight_metrics, rtol=1e-4, atol=1e-5)
-        close(one, eight, rtol=1e-4, atol=1e-5)
-        # What restarts has a uniform share in every scale.
-        fresh = (one[1]["histogram"] == np.float32(1 / 12)).all(0)
-        restarted += int(fresh.sum())
-    assert 0 < restarted < 3 * 12
 
 
 def test_no_key_is_used_twice():

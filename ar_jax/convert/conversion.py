@@ -40,7 +40,8 @@ TRAINING_FIELDS = {
     *("token_dropout", "attention_dropout", "residual_dropout", "mlp_dropout", "drop_path"),
     *("mlp_hidden_dropout", "init_std", "depth_scaled_init", "gate_init", "modulation_init"),
     *("dropout", "sampling_steps"),
-    *("remat", "scan", "dtype", "codebook_update", "entropy", "parent", "name"),
+    *("remat", "scan", "dtype", "codebook_update", "entropy", "entropy_group", "temperature"),
+    *("parent", "name"),
 }
 # Sections of a run that no file says anything of: float32 as the official code in float32, and
 # gentle settings for going on from a release. `--config` takes them from a configuration.

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ar_jax.convert import llamagen, mar, rar, var
+from ar_jax.convert import infinity, llamagen, mar, rar, var
 from ar_jax.convert.part import Part
 from ar_jax.convert.places import Shape, Tensors
 
@@ -53,7 +53,13 @@ class Family(Protocol):
         ...
 
 
-FAMILIES: dict[str, Family] = {"var": var, "llamagen": llamagen, "mar": mar, "rar": rar}
+FAMILIES: dict[str, Family] = {
+    "var": var,
+    "llamagen": llamagen,
+    "mar": mar,
+    "rar": rar,
+    "infinity": infinity,
+}
 
 
 def choose(name: str) -> Family:

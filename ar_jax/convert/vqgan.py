@@ -27,6 +27,7 @@ class Style:
         block: of a residual block inside a level; attention blocks are 'attn.{index}'.
         middle: the three modules between encoder and decoder levels.
         fused: queries, keys and values are one convolution 'qkv'.
+        projected: there are convolutions around the quantiser.
     """
 
     encoder: str
@@ -34,6 +35,7 @@ class Style:
     block: str
     middle: tuple[str, str, str]
     fused: bool
+    projected: bool = True
 
     def level(self, side: str, level: int, levels: int) -> str:
         """Name of a level of the 'encoder' or the 'decoder'."""
@@ -95,18 +97,15 @@ def read_autoencoder(shapes: Shapes, style: Style, options: Mapping[str, Any]) -
     def in_the_middle(side: str) -> bool:
         return f"{side}.{style.middle[1]}.norm.weight" in shapes
 
-    to_code = shape_of(shapes, "quant_conv.weight")
     found = {
         "image_channels": stem[1],
-        "latent": shape_of(shapes, "post_quant_conv.weight")[0],
-        "code_width": shape_of(shapes, "post_quant_conv.weight")[1],
+        **_projections(shapes, style),
         "channels": channels,
         "multipliers": multipliers("encoder"),
         "encoder_blocks": blocks("encoder"),
         "decoder_blocks": blocks("decoder"),
         "attention": bool(in_the_middle("encoder") or attending("encoder")),
         "middle": f"encoder.{style.middle[0]}.conv1.weight" in shapes,
-        "projection": to_code[2],
     }
     factors = agree("decoder_multipliers", multipliers("decoder"), options, "the file")
     if factors != found["multipliers"]:
@@ -181,9 +180,20 @@ def autoencoder_places(fields: Mapping[str, Any], style: Style) -> Places:
             block(second, f"{side}/middle_block1", widens=False)
         norm(f"{side}.norm_out", f"{side}/norm_out")
         conv(f"{side}.conv_out", f"{side}/conv_out")
-    conv("quant_conv", "to_code")
-    conv("post_quant_conv", "from_code")
+    if style.projected:
+        conv("quant_conv", "to_code")
+        conv("post_quant_conv", "from_code")
     return places
+
+
+def _projections(shapes: Shapes, style: Style) -> dict[str, int]:
+    """Fields on the way from the encoder to the quantiser."""
+    if not style.projected:
+        width = shape_of(shapes, "encoder.conv_out.weight")[0]
+        return {"latent": width, "code_width": width, "projection": 0}
+    latent, code_width = shape_of(shapes, "post_quant_conv.weight")[:2]
+    side = shape_of(shapes, "quant_conv.weight")[2]
+    return {"latent": latent, "code_width": code_width, "projection": side}
 
 
 def _first(style: Style) -> str:

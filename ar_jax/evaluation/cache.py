@@ -172,6 +172,11 @@ def _check(
             f"--source={section['source']} gives images {shape}, but the tokenizer is for "
             f"{tuple(tokenizer.image_shape)}"
         )
+    if getattr(tokenizer, "bits", 0):
+        raise ValueError(
+            f"the tokenizer makes codes of {tokenizer.bits} bits, but what is kept are numbers: "
+            "codes of bits cannot be cached"
+        )
     for name, value in (("copies", copies), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"--{name}={value} must be at least 1")

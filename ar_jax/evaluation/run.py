@@ -159,7 +159,12 @@ def evaluate_tokenizer(
             xlabel="scale",
         )
         pictures = {"Codebook usage and perplexity of every scale.": "codebook.png"}
-        report["codebook"] = sections.codebook_section(codes, names, "test images", pictures)
+        entries = "entries"
+        if codes.vocab_size != tokenizer.codebook_size:
+            entries = f"values of the first {codes.vocab_size.bit_length() - 1} bits of a code"
+        report["codebook"] = sections.codebook_section(
+            codes, names, "test images", pictures, entries
+        )
     return report | illustrated.bound_section(seen, evaluation)
 
 

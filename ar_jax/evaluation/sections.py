@@ -59,8 +59,12 @@ def codebook_section(
     step_names: Sequence[str],
     images: str,
     pictures: Pictures | None = None,
+    entries: str = "entries",
 ) -> Section:
-    """Section on codebook usage; `step_names` are the schedule's steps ("1x1", "2x2", ...)."""
+    """Section on codebook usage; `step_names` are the schedule's steps ("1x1", "2x2", ...).
+
+    ``entries`` says what was counted where that is not the whole code.
+    """
     if len(step_names) != len(result.usage):
         raise ValueError(f"step_names: {len(step_names)} for {len(result.usage)} steps")
     total = int(result.codes.sum())
@@ -71,11 +75,11 @@ def codebook_section(
     ]
     return _section(
         "Codebook",
-        f"How the {result.vocab_size:,} entries are used by {of}. At a step with fewer codes than "
-        "entries, usage cannot reach 1.",
+        f"How the {result.vocab_size:,} {entries} are used by {of}. At a step with fewer codes "
+        "than there are, usage cannot reach 1.",
         {
             "codebook_usage": metric(
-                result.overall_usage, f"fraction of {result.vocab_size:,} entries used; {of}"
+                result.overall_usage, f"fraction of {result.vocab_size:,} {entries} used; {of}"
             ),
             "codebook_perplexity": metric(
                 result.overall_perplexity, f"exp of the entropy of the code frequencies; {of}"

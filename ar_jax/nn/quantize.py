@@ -36,13 +36,14 @@ def straight_through(z: Array, quantised: Array) -> Array:
     return z + jax.lax.stop_gradient(quantised - z)
 
 
-def entropy_loss(
+def entropies(
     z: Array, codebook: Array, temperature: float = 0.01, weights: Array | None = None
-) -> Array:
-    """Mean entropy of each assignment less the entropy of the mean one (LlamaGen, nats).
+) -> tuple[Array, Array]:
+    """(mean entropy of each assignment, entropy of the mean one), scalars in nats (LlamaGen).
 
-    Small when every z is sure of its code and all codes are used. z [N, C], codebook [V, C];
-    ``weights`` [N] are those of the vectors in both means, 0 for padding; None: all alike.
+    Each z [N, C] is assigned to the rows of codebook [V, C] with softmax(-distance^2 /
+    temperature); ``weights`` [N] are those of the vectors in both means, 0 for padding; None: all
+    alike.
     """
     log_p = jax.nn.log_softmax(-squared_distances(z, codebook) / temperature, axis=-1)  # [N, V]
     p = jnp.exp(log_p)
@@ -52,7 +53,7 @@ def entropy_loss(
     else:
         shares = weights / weights.sum().clip(min=1e-9)  # [N]
         each, mean = -(negative * shares).sum(), (p * shares[:, None]).sum(0)
-    return each + (mean * jnp.log(mean + 1e-5)).sum()
+    return each, -(mean * jnp.log(mean + 1e-5)).sum()
 
 
 @flax.struct.dataclass

@@ -1,7 +1,7 @@
-"""Separable resampling of grids as matrix products: torch's area and bicubic, exactly.
+"""Separable resampling of grids as matrix products: torch's area, bilinear and bicubic, exactly.
 
-`jax.image.resize` has another bicubic kernel and antialiases; the residual quantiser of VAR was
-trained with torch's.
+`jax.image.resize` has another bicubic kernel and antialiases; the residual quantisers of VAR and
+Infinity were trained with torch's.
 """
 
 from __future__ import annotations
@@ -47,6 +47,18 @@ def bicubic_matrix(source: int, target: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
+@functools.cache
+def bilinear_matrix(source: int, target: int) -> np.ndarray:
+    """float32 [target, source]: half-pixel centres, clamped edges, never antialiased."""
+    matrix = np.zeros((target, source))
+    for i in range(target):
+        centre = max((i + 0.5) * source / target - 0.5, 0.0)
+        base = min(math.floor(centre), source - 1)
+        matrix[i, base] += 1 - (centre - base)
+        matrix[i, min(base + 1, source - 1)] += centre - base
+    return matrix.astype(np.float32)
+
+
 def _resample(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
     return jnp.einsum("ih,jw,bhwc->bijc", jnp.asarray(rows), jnp.asarray(columns), x)
 
@@ -63,3 +75,10 @@ def enlarge(x: Array, grid: Grid) -> Array:
     if x.shape[1:3] == tuple(grid):
         return x
     return _resample(x, bicubic_matrix(x.shape[1], grid[0]), bicubic_matrix(x.shape[2], grid[1]))
+
+
+def interpolate(x: Array, grid: Grid) -> Array:
+    """Bilinearly resamples float32 [B, h, w, C] to ``grid``; the identity if it is its own."""
+    if x.shape[1:3] == tuple(grid):
+        return x
+    return _resample(x, bilinear_matrix(x.shape[1], grid[0]), bilinear_matrix(x.shape[2], grid[1]))

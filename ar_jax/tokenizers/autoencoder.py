@@ -30,7 +30,8 @@ class Autoencoder(nn.Module, kw_only=True):
         encoder_blocks, decoder_blocks: residual blocks a level.
         encoder_attention, decoder_attention: levels with attention after each block, 0 the finest;
             None: the last one. Without ``attention`` there is none, in the middle neither.
-        projection: kernel side of the convolutions around the quantiser (VAR 3, LlamaGen 1).
+        projection: kernel side of the convolutions around the quantiser (VAR 3, LlamaGen 1); 0:
+            there are none (Infinity), and ``latent`` is ``code_width``.
     """
 
     image_size: int | tuple[int, int]
@@ -100,15 +101,17 @@ class Autoencoder(nn.Module, kw_only=True):
             attention_levels=self.decoder_attention,
             **common,
         )
-        self.to_code = conv(
-            doubled * self.code_width, size=self.projection, dtype=jnp.float32, name=None
-        )
-        self.from_code = conv(self.latent, size=self.projection, dtype=self.dtype, name=None)
+        if self.projection:
+            self.to_code = conv(
+                doubled * self.code_width, size=self.projection, dtype=jnp.float32, name=None
+            )
+            self.from_code = conv(self.latent, size=self.projection, dtype=self.dtype, name=None)
 
     def encode(self, images: Array) -> Array:
         """float32 [B, h, w, code_width or twice that] of images [B, H, W, C] in [-1, 1]."""
-        return self.to_code(self.encoder(images))
+        features = self.encoder(images)
+        return self.to_code(features) if self.projection else features
 
     def decode(self, features: Array) -> Array:
         """Unclamped float32 images [B, H, W, C] of features [B, h, w, code_width]."""
-        return self.decoder(self.from_code(features))
+        return self.decoder(self.from_code(features) if self.projection else features)

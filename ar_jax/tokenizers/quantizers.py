@@ -1,80 +1,20 @@
-"""Quantisers: features [B, h, w, C] <-> codes int32 [B, L]. All float32."""
+"""Vector quantisers: features [B, h, w, C] <-> codes int32 [B, L]. All float32."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
-import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.nn.conv import conv
-from ar_jax.nn.quantize import entropy_loss, nearest, normalise, straight_through
+from ar_jax.nn.quantize import entropies, nearest, normalise, straight_through
 from ar_jax.nn.resize import enlarge, shrink
 from ar_jax.schedules import Grid
+from ar_jax.tokenizers.contract import OneGrid, Quantized, SingleIndex, of_vectors
 
 Array = jax.Array
-
-
-@flax.struct.dataclass
-class Quantized:
-    """The result of quantising a batch."""
-
-    features: Array  # float32 [B, h, w, C], the codes' value with the encoder's gradient
-    codes: Array  # int32 [B, L]
-    vectors: Array  # float32 [B, L, C], what was assigned to the codes
-    codebook_loss: Array  # float32 [B], pulls the codes towards the features
-    commitment_loss: Array  # float32 [B], pulls the features towards the codes
-    entropy_loss: Array  # scalar, see `ar_jax.nn.quantize.entropy_loss`
-
-
-class Quantizer(Protocol):
-    """The contract of the Linen modules below, which `Tokenizer` relies on."""
-
-    codebook_size: int
-    l2_norm: bool
-    codebook_update: str
-    entropy: bool
-    mixes: bool
-
-    @property
-    def grids(self) -> tuple[Grid, ...]:
-        """Grids of the steps' codes."""
-        ...
-
-    @property
-    def unit_vectors(self) -> bool:
-        """Whether a code stands for its codebook row's direction alone."""
-        ...
-
-    def quantize(self, features: Array, mask: Array | None = None) -> Quantized:
-        """Straight-through features, codes and losses.
-
-        ``mask`` float32 [B] is 0 for padding rows, which the entropy term leaves out; None: no row
-        is padding.
-        """
-        ...
-
-    def lookup(self, codes: Array, steps: int | None = None) -> Array:
-        """Features [B, h, w, C] of the codes of the first ``steps`` steps (all if None)."""
-        ...
-
-    def begin(self, batch_size: int) -> Any:
-        """State before any code is known."""
-        ...
-
-    def advance(self, state: Any, codes: Array, step: Any) -> tuple[Any, Array | None]:
-        """(state, what the next step may see) after a step's codes [B, n].
-
-        A quantiser that `mixes` takes weights float [B, n, V] of mixed code vectors too.
-        """
-        ...
-
-    def contexts(self, codes: Array) -> Array:
-        """What all steps after the first may see, one after the other: teacher forcing."""
-        ...
 
 
 def codebook_init(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
@@ -82,40 +22,28 @@ def codebook_init(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) 
     return jax.random.uniform(key, shape, dtype, -1.0 / shape[0], 1.0 / shape[0])
 
 
-def of_vectors(mask: Array | None, count: int) -> Array | None:
-    """The mask [B] of images for ``count`` = B n vectors of theirs, image after image: [count]."""
-    return None if mask is None else mask.repeat(count // len(mask), total_repeat_length=count)
-
-
-class VectorQuantizer(nn.Module, kw_only=True):
+class VectorQuantizer(OneGrid, kw_only=True):
     """One code for every latent cell (VQ-VAE, arXiv:1711.00937; LlamaGen with l2_norm).
 
     Attributes:
-        grid: (h, w) of the latent.
         codebook_size, code_width: V and C.
         l2_norm: compare and return unit vectors.
         codebook_update: 'gradient', or 'ema': no gradient, the objective moves the codes.
         entropy: whether to compute the entropy term, which costs an [N, V] softmax.
     """
 
-    grid: Grid
     codebook_size: int
     code_width: int
     l2_norm: bool = False
     codebook_update: str = "gradient"
     entropy: bool = False
 
-    mixes = False
+    losses = ("codebook", "commitment", "entropy")
 
     def setup(self) -> None:
         self.codebook = self.param(
             "codebook", codebook_init, (self.codebook_size, self.code_width), jnp.float32
         )
-
-    @property
-    def grids(self) -> tuple[Grid, ...]:
-        """The one grid of codes."""
-        return (self.grid,)
 
     @property
     def unit_vectors(self) -> bool:
@@ -135,37 +63,22 @@ class VectorQuantizer(nn.Module, kw_only=True):
         codes = nearest(flat, table)
         chosen = table[codes].reshape(z.shape)
         sg = jax.lax.stop_gradient
+        each, mean = jnp.zeros(()), jnp.zeros(())
+        if self.entropy:
+            each, mean = entropies(flat, table, weights=of_vectors(mask, len(flat)))
         return Quantized(
             features=straight_through(z, chosen),
             codes=codes.reshape(len(z), -1),
             vectors=z.reshape(len(z), -1, self.code_width),
             codebook_loss=jnp.square(chosen - sg(z)).mean((1, 2, 3)),
             commitment_loss=jnp.square(sg(chosen) - z).mean((1, 2, 3)),
-            entropy_loss=(
-                entropy_loss(flat, table, weights=of_vectors(mask, len(flat)))
-                if self.entropy
-                else jnp.zeros(())
-            ),
+            sample_entropy=each,
+            codebook_entropy=mean,
         )
 
-    def lookup(self, codes: Array, steps: int | None = None) -> Array:
-        """Features [B, h, w, C]; cells from position ``steps`` on are zero."""
-        chosen = self.table()[codes]  # [B, L, C]
-        if steps is not None:
-            chosen = jnp.where(jnp.arange(codes.shape[1])[None, :, None] < steps, chosen, 0.0)
-        return chosen.reshape(len(codes), *self.grid, self.code_width)
-
-    def begin(self, batch_size: int) -> tuple:
-        """Nothing to carry: a step sees codes themselves."""
-        return ()
-
-    def advance(self, state: tuple, codes: Array, step: Array | int) -> tuple[tuple, Array]:
-        """The next step's context is this step's codes."""
-        return state, codes
-
-    def contexts(self, codes: Array) -> Array:
-        """int32 [B, L - 1]: every code but the last, which no step sees."""
-        return codes[:, :-1]
+    def code_vectors(self, codes: Array) -> Array:
+        """[B, L, C] of codes [B, L]."""
+        return self.table()[codes]
 
 
 def phi_indices(scales: int, phis: int) -> tuple[int, ...]:
@@ -180,7 +93,7 @@ def phi_indices(scales: int, phis: int) -> tuple[int, ...]:
     return tuple(int(np.argmin(np.abs(ticks - k / (scales - 1)))) for k in range(scales))
 
 
-class MultiScaleQuantizer(nn.Module, kw_only=True):
+class MultiScaleQuantizer(SingleIndex, kw_only=True):
     """Residual quantisation over scales, coarse to fine, one codebook (VAR, arXiv:2404.02905).
 
     Each scale quantises what the coarser ones left over, shrunk to its grid by area; its codes are
@@ -204,7 +117,9 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
     codebook_update: str = "gradient"
     entropy: bool = False
 
+    losses = ("codebook", "commitment", "entropy")
     mixes = True
+    context = "features"
     unit_vectors = False
 
     def setup(self) -> None:
@@ -249,7 +164,7 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
         f_hat = jnp.zeros_like(features)
         codes, vectors = [], []
         codebook_loss = commitment_loss = jnp.zeros((len(features),))
-        entropy = jnp.zeros(())
+        each = mean = jnp.zeros(())
         for scale, grid in enumerate(self.grids):
             z = shrink(sg(features - f_hat), grid).reshape(len(features), -1, self.code_width)
             flat = normalise(z.reshape(-1, self.code_width), self.l2_norm)
@@ -258,7 +173,8 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
             if self.entropy:
                 live = shrink(features - sg(f_hat), grid).reshape(flat.shape)
                 weights = of_vectors(mask, len(live))
-                entropy += entropy_loss(normalise(live, self.l2_norm), table, weights=weights)
+                pair = entropies(normalise(live, self.l2_norm), table, weights=weights)
+                each, mean = each + pair[0], mean + pair[1]
             codes.append(index.reshape(len(features), -1))
             vectors.append(z)
             f_hat = f_hat + self.refine(codes[-1], scale)
@@ -271,7 +187,8 @@ class MultiScaleQuantizer(nn.Module, kw_only=True):
             vectors=jnp.concatenate(vectors, axis=1),
             codebook_loss=codebook_loss / count,
             commitment_loss=commitment_loss / count,
-            entropy_loss=entropy / count,
+            sample_entropy=each / count,
+            codebook_entropy=mean / count,
         )
 
     def lookup(self, codes: Array, steps: int | None = None) -> Array:

@@ -10,14 +10,18 @@ import jax.numpy as jnp
 
 from ar_jax.schedules import Grid
 from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.tokenizers.contract import Quantized, Quantizer
 from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
-from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, Quantized, Quantizer
+from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
 
 Array = jax.Array
 
 
 class Tokenizer(nn.Module, kw_only=True):
-    """Images float32 [B, H, W, C] in [-1, 1] <-> codes int32 [B, L] in generation order."""
+    """Images float32 [B, H, W, C] in [-1, 1] <-> codes in generation order.
+
+    Codes are int32 [B, L], or int8 [B, L, bits] of a quantiser that keeps bits.
+    """
 
     autoencoder: Autoencoder | PooledAutoencoder
     quantizer: Quantizer
@@ -33,9 +37,24 @@ class Tokenizer(nn.Module, kw_only=True):
         return self.quantizer.codebook_size
 
     @property
+    def bits(self) -> int:
+        """Of a code that is kept as bits; 0 where codes are single numbers."""
+        return self.quantizer.bits
+
+    @property
+    def index_size(self) -> int:
+        """How many numbers `index` tells apart."""
+        return self.quantizer.index_size
+
+    def index(self, codes: Array) -> Array:
+        """int32 [B, L]: codes as numbers below ``index_size``; no parameters are needed."""
+        return self.quantizer.index(codes)
+
+    @property
     def codes_shape(self) -> tuple[int, ...]:
-        """(L,), of one image's codes."""
-        return (sum(rows * columns for rows, columns in self.grids),)
+        """(L,) or (L, bits), of one image's codes."""
+        length = sum(rows * columns for rows, columns in self.grids)
+        return (length, self.bits) if self.bits else (length,)
 
     @property
     def encoding_shape(self) -> tuple[int, ...]:
@@ -56,7 +75,7 @@ class Tokenizer(nn.Module, kw_only=True):
         return self.autoencoder.decode(quantized.features), quantized
 
     def encode(self, images: Array) -> Array:
-        """Codes int32 [B, L]."""
+        """Codes."""
         return self.quantizer.quantize(self.autoencoder.encode(images)).codes
 
     def codes_of(self, encoding: Array, noise: Array | None = None) -> Array:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from ar_jax.api import matches_any
 from ar_jax.parallel.rules import path_name
 
 Array = jax.Array
@@ -44,12 +45,45 @@ class Optimizer:
         transform: ``update(grads, state, params, step=...)`` returns what to add to ``params``.
         learning_rate, weight_decay: of the number of completed steps.
         decays: 'a/b/c' path and shape -> whether this parameter is decayed.
+        freeze: regular expressions on 'a/b/c' paths of parameters that are not trained.
     """
 
     transform: optax.GradientTransformationExtraArgs
     learning_rate: Schedule
     weight_decay: Schedule
     decays: Callable[[str, tuple[int, ...]], bool]
+    freeze: tuple[str, ...] = ()
+
+    def freezes(self, path: str) -> bool:
+        """Whether the parameter at ``path`` stays as it is."""
+        return matches_any(path, self.freeze)
+
+    def hold(self, params: Any) -> Any:
+        """``params``, with no gradient for the frozen ones.
+
+        Raises:
+            ValueError: a pattern is in no path, or nothing is left to train.
+        """
+        if not self.freeze:
+            return params
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern in self.freeze:
+            if not any(matches_any(name, [pattern]) for name in names):
+                raise ValueError(
+                    f"config.optimizer.freeze holds {pattern!r}, which is in the path of no "
+                    f"parameter: of {', '.join(names[:3])} and {len(names) - 3} others"
+                )
+        if all(map(self.freezes, names)):
+            raise ValueError(f"config.optimizer.freeze={self.freeze} leaves nothing to train")
+        return self.where_frozen(params, lambda leaf, _: jax.lax.stop_gradient(leaf), params)
+
+    def where_frozen(self, tree: Any, function: Callable[[Any, Any], Any], new: Any) -> Any:
+        """``new``, with function(leaf of ``tree``, its own) in place of the frozen leaves."""
+
+        def one(path: tuple[Any, ...], old: Any, leaf: Any) -> Any:
+            return function(old, leaf) if self.freezes(path_name(path)) else leaf
+
+        return jax.tree_util.tree_map_with_path(one, tree, new)
 
 
 def build_optimizer(
@@ -68,6 +102,7 @@ def build_optimizer(
     end_ratio: float = 0.0,
     weight_decay_end: float | None = None,
     no_decay: Sequence[str] = (),
+    freeze: Sequence[str] = (),
     clip_norm: float = 0.0,
 ) -> Optimizer:
     """The optimiser of ``config.optimizer`` for a run of ``config.train.steps`` steps.
@@ -81,6 +116,9 @@ def build_optimizer(
             them half a cosine over all steps.
         no_decay: regular expressions on 'a/b/c' paths, besides biases, norm scales and all other
             parameters of less than two dimensions.
+        freeze: regular expressions on 'a/b/c' paths of parameters that are not trained and stay bit
+            for bit, in their running mean too; ('autoencoder/encoder', 'autoencoder/to_code',
+            'quantizer') trains a tokenizer's decoder for codes that stay.
         clip_norm: largest global norm of the gradient; 0: no clipping.
 
     Raises:
@@ -96,13 +134,14 @@ def build_optimizer(
     _check_range("learning_rate", learning_rate, 0.0, math.inf)
     _check_range("clip_norm", clip_norm, 0.0, math.inf)
     _check_range("weight_decay", weight_decay, 0.0, math.inf)
-    for pattern in no_decay:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"config.optimizer.no_decay holds {pattern!r}, no regular expression: {error}"
-            ) from error
+    for field, patterns in (("no_decay", no_decay), ("freeze", freeze)):
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"config.optimizer.{field} holds {pattern!r}, no regular expression: {error}"
+                ) from error
     ratio = learning_rate_ratio(
         steps=steps,
         schedule=schedule,
@@ -114,10 +153,10 @@ def build_optimizer(
     end = weight_decay if weight_decay_end is None else weight_decay_end
     rate: Schedule = lambda step: jnp.float32(learning_rate) * ratio(step)  # noqa: E731
     decay = half_cosine(start=weight_decay, end=end, steps=steps)
-    patterns = tuple(no_decay)
+    undecayed, frozen = tuple(no_decay), tuple(freeze)
 
     def decays(path: str, shape: tuple[int, ...]) -> bool:
-        return is_decayed(path, shape, patterns)
+        return not matches_any(path, frozen) and is_decayed(path, shape, undecayed)
 
     scale = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32)
     transform = optax.chain(
@@ -127,7 +166,9 @@ def build_optimizer(
         else scale,
         _descend(rate, decay, decays),
     )
-    return Optimizer(transform=transform, learning_rate=rate, weight_decay=decay, decays=decays)
+    return Optimizer(
+        transform=transform, learning_rate=rate, weight_decay=decay, decays=decays, freeze=frozen
+    )
 
 
 def _check_range(field: str, value: float, low: float, high: float) -> None:
@@ -204,7 +245,7 @@ def half_cosine(*, start: float, end: float, steps: int) -> Schedule:
 
 def is_decayed(path: str, shape: tuple[int, ...], no_decay: Sequence[str]) -> bool:
     """Whether weight decay acts on the parameter at ``path`` ('a/b/c')."""
-    if any(re.search(pattern, path) for pattern in (*NO_DECAY, *no_decay)):
+    if matches_any(path, (*NO_DECAY, *no_decay)):
         return False
     return len(shape) - bool(re.search(STACKED, path)) >= 2
 

@@ -74,6 +74,7 @@ def build_program(
         return init_state(objective, optimizer, jax.random.key(seed), params, ema=ema_decay > 0)
 
     shapes = jax.eval_shape(init)
+    jax.eval_shape(optimizer.hold, shapes.params)  # raises where it cannot
     places = shardings(shapes, mesh)
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -149,10 +150,11 @@ def evaluate(
 def describe_parameters(
     params: Params, optimizer: Optimizer
 ) -> list[tuple[str, jax.ShapeDtypeStruct, str]]:
-    """(name, shape, sharding and decay) of every parameter, for the workdir's table."""
+    """(name, shape, decay or frozen and sharding) of every parameter, for the workdir's table."""
     rows = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path_name(path)
         decay = "decay" if optimizer.decays(name, leaf.shape) else "no decay"
+        decay = "frozen" if optimizer.freezes(name) else decay
         rows.append((name, leaf, f"{decay}, {leaf.sharding.spec}"))
     return rows

@@ -49,7 +49,9 @@ def make_train_step(
         state: TrainState, frozen: Params, batch: Batch, key: Array
     ) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
-        loss, grads, aux = accumulate(objective, state, frozen, batch, step_key, accumulation)
+        loss, grads, aux = accumulate(
+            objective, state, frozen, batch, step_key, accumulation, optimizer.hold
+        )
         with jax.named_scope("optimizer"):  # for `ar_jax.compilation.phases`
             grad_norm = optax.tree.norm(grads)
             finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -63,7 +65,8 @@ def make_train_step(
             ema = state.ema
             if ema_decay:
                 decay = ema_rate(state.step, ema_decay, ema_warmup)
-                ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+                mean = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+                ema = optimizer.where_frozen(ema, lambda old, _: old, mean)
 
             new = (params, opt_state, ema, stats)
             old = (state.params, state.opt_state, state.ema, state.stats)
@@ -100,8 +103,11 @@ def accumulate(
     batch: Batch,
     key: Array,
     accumulation: int,
+    hold: Callable[[Params], Params] = lambda params: params,
 ) -> tuple[Array, Params, Aux]:
     """(mean loss, mean gradient, aux) over ``accumulation`` microbatches, one after the other.
+
+    ``hold`` takes the gradient from parameters that are not to move.
 
     Microbatch i holds the rows i, i + accumulation, ...: a device's rows are contiguous in the
     batch, so each microbatch takes its share of every device and no row moves.
@@ -111,7 +117,7 @@ def accumulate(
         def loss(params: Params) -> tuple[Array, Aux]:
             micro_key = jax.random.fold_in(key, i)
             value, aux = objective.loss(
-                params, state.stats, frozen, micro, micro_key, True, step=state.step
+                hold(params), state.stats, frozen, micro, micro_key, True, step=state.step
             )
             return value.astype(jnp.float32), aux
 

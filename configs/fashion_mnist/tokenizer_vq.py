@@ -44,7 +44,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     config.objective = dict(
-        name="tokenizer", l2=1.0, codebook=1.0, commitment=0.25, restart_below=0.05
+        name="tokenizer",
+        l2=1.0,
+        codebook=1.0,
+        commitment=0.25,
+        restart_below=0.05,
+        kmeans_vectors=0,
     )
     # Weights 0: `perceptual` takes the features of the shipped classifier of these images.
     config.objective.update(

@@ -1,0 +1,93 @@
+"""Checks that quantisers fit their autoencoder and their objective; errors name a config field."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
+from ar_jax.tokenizers.contract import Quantizer
+from ar_jax.tokenizers.lookup_free import LookupFreeQuantizer
+
+MAX_INDEX_BITS = 24  # a histogram of all codes is kept
+MAX_ENTROPY_GROUP = 16
+
+
+def check_projection(autoencoder: Autoencoder) -> None:
+    """config.tokenizer.autoencoder: what is not projected is as wide as the codes."""
+    if not autoencoder.projection and autoencoder.latent != autoencoder.code_width:
+        raise ValueError(
+            f"tokenizer.autoencoder.latent is {autoencoder.latent} and code_width "
+            f"{autoencoder.code_width}, but projection=0 puts nothing between them: make them equal"
+        )
+
+
+def check_losses(config: Any, quantizer: Quantizer) -> None:
+    """config.objective asks of the quantiser only for what it has."""
+    objective, name = config["objective"], config["tokenizer"]["name"]
+    for term in ("codebook", "commitment", "entropy"):
+        if objective.get(term) and term not in quantizer.losses:
+            raise ValueError(
+                f"objective.{term} is {objective[term]}, but tokenizer.name={name!r} has no such "
+                f"loss, only {list(quantizer.losses)}: leave it out"
+            )
+    if quantizer.codebook_update is None:
+        for field in ("restart_below", "ema_decay", "kmeans_vectors"):
+            if objective.get(field):
+                raise ValueError(
+                    f"objective.{field} is {objective[field]}, but tokenizer.name={name!r} has no "
+                    "codebook to move: leave it out"
+                )
+    if objective.get("entropy") and not quantizer.entropy:
+        raise ValueError(
+            f"objective.entropy is {objective['entropy']}, but tokenizer.entropy is False, so that "
+            "the term is not computed: set tokenizer.entropy=True"
+        )
+    vectors = objective.get("kmeans_vectors")
+    if vectors and vectors < quantizer.codebook_size:
+        raise ValueError(
+            f"objective.kmeans_vectors is {vectors}, from which no {quantizer.codebook_size} "
+            "centres can be found: it must be at least tokenizer.codebook_size"
+        )
+    source = config.get("init_from", {}).get("workdir")
+    if vectors and source:
+        raise ValueError(
+            f"objective.kmeans_vectors is {vectors}, but init_from.workdir={source!r} has a "
+            "codebook, which these would replace: set it to 0"
+        )
+
+
+def check_scalar_levels(levels: tuple[int, ...], code_width: int) -> None:
+    """config.tokenizer of name 'fsq': a level list for the channels."""
+    if len(levels) != code_width:
+        raise ValueError(
+            f"tokenizer.levels has {len(levels)} numbers, but tokenizer.autoencoder.code_width is "
+            f"{code_width}: give every channel its levels"
+        )
+    if min(levels) < 2:
+        raise ValueError(f"tokenizer.levels is {levels}; a channel needs at least 2 levels")
+    if math.prod(levels) > 2**MAX_INDEX_BITS:
+        raise ValueError(
+            f"tokenizer.levels is {levels}, which are {math.prod(levels)} codes; a code is one "
+            f"number and there may be at most 2^{MAX_INDEX_BITS}"
+        )
+
+
+def check_bits(quantizer: LookupFreeQuantizer | MultiScaleBitwiseQuantizer) -> None:
+    """config.tokenizer of codes that are bits."""
+    bits, group = quantizer.code_width, quantizer.entropy_group
+    if isinstance(quantizer, LookupFreeQuantizer) and bits > MAX_INDEX_BITS:
+        raise ValueError(
+            f"tokenizer.autoencoder.code_width is {bits}, which are 2^{bits} codes; a code is one "
+            f"number and there may be at most 2^{MAX_INDEX_BITS}: tokenizer.name="
+            "'multiscale_bitwise' keeps bits"
+        )
+    if group < 1 or bits % group or group > MAX_ENTROPY_GROUP:
+        raise ValueError(
+            f"tokenizer.entropy_group is {group}; it must divide tokenizer.autoencoder.code_width "
+            f"{bits} and be at most {MAX_ENTROPY_GROUP}, as 2^group numbers are computed for "
+            "every vector"
+        )
+    if not quantizer.temperature > 0:
+        raise ValueError(f"tokenizer.temperature is {quantizer.temperature}; it must be positive")

@@ -1,0 +1,91 @@
+"""BSQ tokenizer on Fashion-MNIST: 7 x 7 codes of 10 bits, on the unit sphere, for an image.
+
+    python experiments/train.py --config=configs/fashion_mnist/tokenizer_bsq.py \
+        --workdir=runs/tokenizer_bsq
+
+Arguments (``--config=...py:ARG``): none, about 50 minutes of one CPU core; ``demo``, about two and
+a half of two; ``smoke``, seconds.
+"""
+
+import ml_collections
+
+MODES = ("", "demo", "smoke")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The configuration of mode ``arg``."""
+    if arg not in MODES:
+        raise ValueError(f"argument {arg!r} of tokenizer_bsq.py is none of {MODES}")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.dtype = "float32"
+    config.precision = "default"
+    config.data = dict(
+        source="embedded", image_size=28, channels=1, num_classes=10, crop="none", flip=False
+    )
+    config.tokenizer = dict(
+        name="bsq",
+        entropy=True,
+        entropy_group=1,
+        autoencoder=dict(
+            image_size=28,
+            image_channels=1,
+            latent=64,
+            code_width=10,
+            channels=96,
+            multipliers=(1,),
+            encoder_blocks=2,
+            decoder_blocks=3,
+            attention=False,
+            middle=False,
+            patch=4,
+            groups=8,
+            projection=1,
+        ),
+    )
+    config.objective = dict(name="tokenizer", l2=1.0, commitment=0.25, entropy=0.02)
+    config.train = dict(
+        steps=4_500,
+        batch_size=64,
+        log_every=50,
+        eval_every=1_000,
+        preview_every=1_000,
+        checkpoint_every=1_000,
+        skip_damaged_checkpoints=False,
+        stuck_after_seconds=1800,
+        accumulation=1,
+    )
+    config.optimizer = dict(
+        name="adamw",
+        learning_rate=2e-3,
+        schedule="cosine",
+        warmup_steps=100,
+        end_ratio=0.02,
+        b1=0.9,
+        b2=0.99,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
+    config.ema = dict(decay=0.999)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1, slices=1)
+    if arg == "demo":
+        config.tokenizer.autoencoder.code_width = 8
+        config.train.update(
+            steps=1_000, batch_size=32, eval_every=500, preview_every=500, checkpoint_every=500
+        )
+        config.ema.decay = 0.99
+    elif arg == "smoke":
+        config.tokenizer.autoencoder.update(channels=16, encoder_blocks=1, decoder_blocks=1)
+        config.tokenizer.autoencoder.code_width = 5
+        config.train.update(
+            steps=4,
+            batch_size=8,
+            log_every=1,
+            eval_every=4,
+            eval_batches=2,
+            preview_every=4,
+            checkpoint_every=2,
+        )
+        config.optimizer.warmup_steps = 1
+    return config
