@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ar_jax.api import Array, Aux, Batch, Params, Stats, weighted_mean
+from ar_jax.objectives.adversarial import LAST_LAYER
 from ar_jax.objectives.ranges import check_weight
 
 
@@ -23,6 +24,7 @@ class KLTokenizerObjective:
         tokenizer: a `ar_jax.tokenizers.kl.KLTokenizer`.
         l1, l2: weights of the mean absolute and the mean squared error of images in [-1, 1].
         kl: weight of the divergence.
+        adversary: an `ar_jax.objectives.adversarial.Adversary`, or None.
 
     The metric ``latent_power`` is the latents' mean square: ``tokenizer.scale`` should be about its
     inverse square root.
@@ -32,6 +34,7 @@ class KLTokenizerObjective:
     l1: float = 0.0
     l2: float = 1.0
     kl: float = 1e-6
+    adversary: Any = None
 
     def __post_init__(self) -> None:
         for term in ("l1", "l2", "kl"):
@@ -41,6 +44,11 @@ class KLTokenizerObjective:
     def tokens_per_image(self) -> int:
         """Codes of one image, for throughput."""
         return self.tokenizer.codes_shape[0]
+
+    @property
+    def last_layer(self) -> str:
+        """The parameter that makes the images last."""
+        return LAST_LAYER
 
     def init(self, key: Array) -> Params:
         """Float32 parameters of the tokenizer."""
@@ -84,7 +92,8 @@ class KLTokenizerObjective:
             "latent_power": weighted_mean(power, mask),
         }
         loss = self.l1 * l1 + self.l2 * l2 + self.kl * kl / (images.size / len(images))
-        return loss, Aux(metrics=metrics)
+        judged = (images, reconstruction) if train and self.adversary is not None else None
+        return loss, Aux(metrics=metrics, judged=judged)
 
     def finish(
         self, params: Params, stats: Stats, sums: Any, last: Any, key: Array

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ar_jax.api import Array, Aux, Batch, Params, Stats, weighted_mean
 from ar_jax.nn.quantize import Assignments, code_counts, normalise, perplexity, usage, vector_sums
+from ar_jax.objectives.adversarial import LAST_LAYER
 from ar_jax.objectives.ranges import check_decay, check_weight
 
 
@@ -26,11 +27,11 @@ class TokenizerObjective:
         ema_decay: of the EMA codebook (only with ``codebook_update='ema'``).
         restart_below: codes whose share of the histogram is below this fraction of the uniform
             share restart as a random vector of the batch; 0 never restarts.
+        adversary: an `ar_jax.objectives.adversarial.Adversary`, or None.
 
     A perceptual term is one more summand of `loss`, with a weight here; its network's parameters
-    come in ``frozen``, as a generator's tokenizer does. An adversarial one is a summand too, but
-    its discriminator trains against the tokenizer: that needs parameters and an optimiser of their
-    own beside those of the train state.
+    come in ``frozen``, as a generator's tokenizer does. The adversarial one is the train step's to
+    add: `loss` only hands out the images that the adversary judges.
     """
 
     tokenizer: Any
@@ -42,6 +43,7 @@ class TokenizerObjective:
     usage_decay: float = 0.99
     ema_decay: float = 0.99
     restart_below: float = 0.0
+    adversary: Any = None
 
     def __post_init__(self) -> None:
         for term in ("l1", "l2", "codebook", "commitment", "entropy"):
@@ -58,6 +60,11 @@ class TokenizerObjective:
     def tokens_per_image(self) -> int:
         """Codes of one image, for throughput."""
         return len(self._step_id)
+
+    @property
+    def last_layer(self) -> str:
+        """The parameter that makes the images last."""
+        return LAST_LAYER
 
     @property
     def _step_id(self) -> tuple[int, ...]:
@@ -124,7 +131,10 @@ class TokenizerObjective:
         if self.entropy:
             metrics["entropy_loss"] = quantized.entropy_loss
         metrics |= self._codebook_metrics(stats)
-        return loss, Aux(metrics=metrics, **(self._updates(quantized, key) if train else {}))
+        if not train:
+            return loss, Aux(metrics=metrics)
+        judged = (images, reconstruction) if self.adversary is not None else None
+        return loss, Aux(metrics=metrics, judged=judged, **self._updates(quantized, key))
 
     def finish(
         self, params: Params, stats: Stats, sums: Any, last: Any, key: Array

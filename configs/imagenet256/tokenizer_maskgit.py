@@ -50,6 +50,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     config.objective = dict(name="tokenizer", l2=1.0, codebook=0.25, commitment=1.0)
+    config.objective.adversarial = dict(
+        weight=0.0,
+        start=20_000,
+        warmup_steps=0,
+        loss="hinge",
+        generator_loss="hinge",
+        adaptive=False,
+        max_adaptive=1e4,
+        lecam=0.0,
+        lecam_decay=0.999,
+        discriminator=dict(name="patchgan", channels=64, layers=3),
+    )
     iterations = 10_009  # of an epoch: 1,281,167 images, batches of 128
     config.train = dict(
         steps=40 * iterations,
@@ -64,6 +76,17 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         accumulation=1,
     )
     config.optimizer = dict(
+        name="adam",
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup_steps=0,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
+    config.discriminator_optimizer = dict(
         name="adam",
         learning_rate=1e-4,
         schedule="constant",
