@@ -17,6 +17,7 @@ from typing import Any
 
 from absl import app
 
+from ar_jax.convert.networks import NETWORK_FAMILIES
 from ar_jax.convert.parity.case import Case
 from ar_jax.convert.parity.compare import check_case
 from ar_jax.convert.release import FAMILIES
@@ -38,8 +39,9 @@ def _check(folder: str) -> bool:
     try:
         case = Case.load(folder)
         name = case.spec.get("family")
-        if name not in FAMILIES:
-            raise ValueError(f"family {name!r} is none of {', '.join(FAMILIES)}")
+        known = (*FAMILIES, *NETWORK_FAMILIES)
+        if name not in known:
+            raise ValueError(f"family {name!r} is none of {', '.join(known)}")
         family: Any = importlib.import_module(f"ar_jax.convert.parity.{name}")
         for line in check_case(family, case):
             print(line, flush=True)

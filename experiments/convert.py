@@ -15,7 +15,19 @@ a configuration of ours, whose training sections the directory then has:
     python experiments/convert.py --family=var --tokenizer=... --transformer=... --out=... \
         --config=configs/imagenet256/var.py:d16
 
-Without --transformer the directory is a tokenizer's. Nothing is ever overwritten.
+Without --transformer the directory is a tokenizer's. Networks that images are judged with become
+one file each, for the perceptual loss of tokenizers and for evaluation:
+
+    python experiments/convert.py --family=lpips --files=vgg16-397923af.pth,vgg.pth \
+        --out=weights/lpips_vgg.npz
+
+(the backbone from download.pytorch.org/models, or alexnet-owt-7be5be79.pth, and the linear layers
+from lpips/weights/v0.1 of github.com/richzhang/PerceptualSimilarity);
+
+    python experiments/convert.py --family=inception \
+        --files=pt_inception-2015-12-05-6726825d.pth --out=weights/inception.npz
+
+(of the releases of github.com/mseitzer/pytorch-fid). Nothing is ever overwritten.
 """
 
 from __future__ import annotations
@@ -31,12 +43,16 @@ from ml_collections import config_flags
 
 from ar_jax.convert.conversion import convert_files
 from ar_jax.convert.directory import check_absent, export_directory, write_directory
+from ar_jax.convert.networks import NETWORK_FAMILIES, convert_network
 from ar_jax.convert.places import flat_leaves
 from ar_jax.convert.release import FAMILIES, choose
 from ar_jax.io.console import configure_logging
 from ar_jax.io.run_info import config_dict
 
-FAMILY = flags.DEFINE_enum("family", None, sorted(FAMILIES), "Whose files.", required=True)
+FAMILY = flags.DEFINE_enum(
+    "family", None, sorted({*FAMILIES, *NETWORK_FAMILIES}), "Whose files.", required=True
+)
+FILES = flags.DEFINE_list("files", None, "Official files of a network that judges images.")
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "Official file of the tokenizer.")
 TRANSFORMER = flags.DEFINE_string("transformer", None, "Official file of the generator.")
 OUT = flags.DEFINE_list(
@@ -61,6 +77,10 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; write --flag=value")
     configure_logging()
+    if FAMILY.value in NETWORK_FAMILIES:
+        _convert_network()
+        return
+    _refuse(f"--family={FAMILY.value}", files=FILES)
     family, start = choose(FAMILY.value), time.perf_counter()
     if EXPORT.value:
         _refuse("--export", tokenizer=TOKENIZER, transformer=TRANSFORMER)
@@ -84,6 +104,19 @@ def main(argv: Sequence[str]) -> None:
     write_directory(converted, out)
     seconds = time.perf_counter() - start
     print(f"{out}: {converted.kind}, {count:,} parameters, {seconds:.0f} s")
+
+
+def _convert_network() -> None:
+    name = FAMILY.value
+    _refuse(f"--family={name}", tokenizer=TOKENIZER, transformer=TRANSFORMER, config=CONFIG)
+    _refuse(f"--family={name}", checkpoint=CHECKPOINT, step=STEP)
+    if EXPORT.value or _options():
+        raise app.UsageError(f"--family={name} takes --files and --out alone")
+    if not FILES.value or len(OUT.value) != 1:
+        raise app.UsageError(f"--family={name} needs --files=FILE,... and one --out=FILE.npz")
+    params = convert_network(name, FILES.value, OUT.value[0])
+    count = sum(leaf.size for leaf in flat_leaves(params).values())
+    print(f"{OUT.value[0]}: {name}, {count:,} parameters")
 
 
 def _options() -> dict[str, Any]:
