@@ -23,6 +23,9 @@ from ar_jax.convert.parity.compare import check_case
 from ar_jax.convert.release import FAMILIES
 from ar_jax.io.console import configure_logging
 
+# Families that have no released files.
+LOSSES = ("vq_losses",)
+
 
 def main(argv: Sequence[str]) -> int:
     if len(argv) < 2:
@@ -39,7 +42,7 @@ def _check(folder: str) -> bool:
     try:
         case = Case.load(folder)
         name = case.spec.get("family")
-        known = (*FAMILIES, *NETWORK_FAMILIES)
+        known = (*FAMILIES, *NETWORK_FAMILIES, *LOSSES)
         if name not in known:
             raise ValueError(f"family {name!r} is none of {', '.join(known)}")
         family: Any = importlib.import_module(f"ar_jax.convert.parity.{name}")

@@ -56,7 +56,7 @@ def test_stylegan_s_widths_are_the_official_ones():
         jax.random.key(0),
     )["params"]
     widths = [params["conv_in"]["bias"].shape[0]]
-    widths += [params[f"block{i}_down"]["bias"].shape[0] for i in range(8)]
+    widths += [params[f"block{i}"]["down"]["bias"].shape[0] for i in range(8)]
     assert widths == [16, 32, 64, 128, 256, 512, 512, 512, 512]
 
 

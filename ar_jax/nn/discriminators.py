@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -98,6 +100,25 @@ class PatchDiscriminator(nn.Module, kw_only=True):
         return layer(x, 1, 1, self.layers + 1, bias=True).astype(jnp.float32)
 
 
+class StyleBlock(nn.Module, kw_only=True):
+    """Two 3x3 convolutions, a blur and a strided one, beside a strided 1x1; half the resolution."""
+
+    features: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = x
+        for i in range(2):
+            h = _leaky(conv(self.features, dtype=self.dtype, name=f"conv{i}")(h), 0.2)
+        h = jnp.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+        h = blur(h, (1, 2, 1), stride=1, padding="VALID")
+        strided: dict[str, Any] = dict(stride=2, dtype=self.dtype)
+        h = conv(self.features, padding=((1, 1), (1, 1)), name="down", **strided)(h)
+        x = conv(self.features, size=1, padding="VALID", name="shortcut", **strided)(x)
+        return (x + h) / jnp.sqrt(jnp.asarray(2.0, x.dtype))
+
+
 class StyleDiscriminator(nn.Module, kw_only=True):
     """StyleGAN's residual one (arXiv:1912.04958) as LlamaGen has it: one logit an image, [B, 1].
 
@@ -114,26 +135,13 @@ class StyleDiscriminator(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = True) -> Array:
-        def convolve(x: Array, features: int, name: str, size: int = 3, stride: int = 1) -> Array:
-            padding = ((size // 2, size // 2),) * 2
-            return conv(
-                features, size=size, stride=stride, padding=padding, dtype=self.dtype, name=name
-            )(x)
-
-        x = _leaky(convolve(x, self._features(max(x.shape[1:3])), "conv_in"), 0.2)
-        level = 0
+        first = conv(self._features(max(x.shape[1:3])), dtype=self.dtype, name="conv_in")
+        x, level = _leaky(first(x), 0.2), 0
         while (size := max(x.shape[1:3])) > 4:
-            h = x
-            for i in range(2):
-                features = self._features((size + 1) // 2)
-                h = _leaky(convolve(h, features, f"block{level}_conv{i}"), 0.2)
-            h = jnp.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
-            h = blur(h, (1, 2, 1), stride=1, padding="VALID")
-            h = convolve(h, h.shape[-1], f"block{level}_down", stride=2)
-            shortcut = convolve(x, h.shape[-1], f"block{level}_shortcut", size=1, stride=2)
-            x = (h + shortcut) / np.sqrt(2.0).astype(x.dtype)
+            features = self._features((size + 1) // 2)
+            x = StyleBlock(features=features, dtype=self.dtype, name=f"block{level}")(x)
             level += 1
-        x = _leaky(convolve(x, self.width, "conv_out"), 0.2)
+        x = _leaky(conv(self.width, dtype=self.dtype, name="conv_out")(x), 0.2)
         x = x.reshape(len(x), -1)
         hidden = nn.Dense(self.width, kernel_init=TORCH_INIT, dtype=self.dtype, name="hidden")
         x = _leaky(hidden(x), 0.2)
@@ -143,6 +151,23 @@ class StyleDiscriminator(nn.Module, kw_only=True):
     def _features(self, size: int) -> int:
         """Width at a resolution, which is rounded up to a power of two."""
         return max(self.width * 32 // max(1 << (size - 1).bit_length(), 32), 1)
+
+
+class PooledStage(nn.Module, kw_only=True):
+    """3x3, a blur that halves the resolution, group norm, leaky ReLU."""
+
+    features: int
+    groups: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = conv(self.features, dtype=self.dtype, name="conv")(x)
+        x = blur(x, (1, 3, 3, 1), stride=2, padding="SAME")
+        norm = nn.GroupNorm(
+            self.groups, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, name="norm"
+        )
+        return _leaky(norm(x), 0.1)
 
 
 class PooledDiscriminator(nn.Module, kw_only=True):
@@ -174,16 +199,10 @@ class PooledDiscriminator(nn.Module, kw_only=True):
         x = (x + 1.0) / 2.0
         x = _leaky(conv(self.channels, size=5, dtype=self.dtype, name="conv_in")(x), 0.1)
         for i in range(self.stages):
-            x = conv(self.channels * 2**i, dtype=self.dtype, name=f"stage{i}_conv")(x)
-            x = blur(x, (1, 3, 3, 1), stride=2, padding="SAME")
-            norm = nn.GroupNorm(
-                self.groups,
-                epsilon=1e-5,
-                use_fast_variance=False,
-                dtype=jnp.float32,
-                name=f"stage{i}_norm",
-            )
-            x = _leaky(norm(x), 0.1)
+            features = self.channels * 2**i
+            x = PooledStage(
+                features=features, groups=self.groups, dtype=self.dtype, name=f"stage{i}"
+            )(x)
         x = adaptive_max_pool(x, self.pool)
         x = _leaky(conv(x.shape[-1], size=1, dtype=self.dtype, name="hidden")(x), 0.1)
         return conv(1, size=5, dtype=self.dtype, name="output")(x).astype(jnp.float32)

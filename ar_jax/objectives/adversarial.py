@@ -24,12 +24,14 @@ DISCRIMINATOR_LOSSES: dict[str, Callable[[Array, Array], Array]] = {
     "non_saturating": lambda real, fake: (
         jax.nn.softplus(-real).mean() + jax.nn.softplus(fake).mean()
     ),
+    "swapped": lambda real, fake: (_swapped(1.0, real).mean() + _swapped(0.0, fake).mean()) / 2,
 }
 # Logits of fake images -> scalar. 'vanilla' is the minimax game's own, which saturates.
 GENERATOR_LOSSES: dict[str, Callable[[Array], Array]] = {
     "hinge": lambda fake: -fake.mean(),
     "vanilla": lambda fake: -jax.nn.softplus(fake).mean(),
     "non_saturating": lambda fake: jax.nn.softplus(-fake).mean(),
+    "swapped": lambda fake: _swapped(1.0, fake).mean(),
 }
 # Of every autoencoder in ar_jax/tokenizers: what the adaptive weight goes by.
 LAST_LAYER = "autoencoder/decoder/conv_out/kernel"
@@ -136,6 +138,14 @@ class Adversary:
             variables, images, train=True, mutable=["batch_stats"]
         )
         return logits, mutated.get("batch_stats", norms)
+
+
+def _swapped(target: float, logits: Array) -> Array:
+    """What LlamaGen calls non-saturating: cross entropy with logits and targets interchanged.
+
+    Linear in the logits, and of a target of 0 independent of them: only for runs like its own.
+    """
+    return jax.nn.softplus(target) - target * logits
 
 
 def lecam(means: dict[str, Array], running: dict[str, Array]) -> Array:
