@@ -3,7 +3,8 @@
     python experiments/evaluate.py --checkpoint=runs/tokenizer_multiscale
     python experiments/evaluate.py --checkpoint=runs/var --num_images=1000 --out=runs/var_report
 
-Tokenizers: MSE, PSNR, SSIM, usage and perplexity of the codebook at every scale. Generators: test
+Tokenizers: MSE, PSNR, SSIM, with --lpips=FILE.npz (of convert.py --family=lpips) the LPIPS of its
+network, usage and perplexity of the codebook at every scale. Generators: test
 and train likelihood, token accuracy at every scale, samples with balanced labels (samples.npz) and,
 for Fashion-MNIST, their class accuracy and Frechet distance by our own classifier beside the floor
 of real images and the bound of reconstructions, and the nearest training images. Each number in
@@ -30,6 +31,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images at a time.")
 SOURCE = flags.DEFINE_string("source", None, "The real images, as config.data.source.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
 STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; default the newest.")
+LPIPS = flags.DEFINE_string("lpips", None, "Converted weights, for the LPIPS of reconstructions.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a report that exists.")
 
 
@@ -46,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
         source=SOURCE.value,
         seed=SEED.value,
         step=STEP.value,
+        lpips=LPIPS.value,
         overwrite=OVERWRITE.value,
     )
     print(f"report: {Path(OUT.value or Path(CHECKPOINT.value) / 'evaluation') / 'report.md'}")

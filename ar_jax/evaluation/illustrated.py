@@ -138,7 +138,11 @@ def reconstruction_section(seen: Reconstructions, evaluation: Evaluation) -> dic
         pairs = reconstruction_pairs(seen.originals, seen.images)
         save_tiles(evaluation.directory / "reconstructions.png", pairs)
         pictures = {"Test images, each above its reconstruction.": "reconstructions.png"}
-    return sections.reconstruction_section(seen.result, "test images", pictures)
+    section = sections.reconstruction_section(seen.result, "test images", pictures)
+    if evaluation.lpips is not None:
+        of = f"{evaluation.lpips.measured}; {seen.result.count:,} test images"
+        section["metrics"][evaluation.lpips.name] = metric(seen.lpips, of)
+    return section
 
 
 def bound_section(seen: Reconstructions, evaluation: Evaluation) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ar_jax.evaluation.coding import (
 from ar_jax.evaluation.frechet import max_balanced
 from ar_jax.evaluation.generation import Judge
 from ar_jax.evaluation.likelihood import LikelihoodMeter, LikelihoodResult
+from ar_jax.evaluation.lpips import LpipsMetric
 from ar_jax.evaluation.reconstruction import ReconstructionMeter, ReconstructionResult
 from ar_jax.schedules import Grid
 
@@ -44,6 +45,7 @@ class Evaluation:
         batch_size: of everything.
         seed: of the samples and the draws.
         progress: show bars.
+        lpips: also measured on reconstructions; None: no weights were given.
     """
 
     data: dict[str, Data]
@@ -55,6 +57,7 @@ class Evaluation:
     batch_size: int
     seed: int
     progress: bool
+    lpips: LpipsMetric | None = None
 
     def title(self, text: str) -> str:
         """Of a progress bar; empty for none."""
@@ -77,6 +80,7 @@ class Reconstructions:
         originals, images: some of the test images and their reconstructions, for a picture, uint8
             [n, H, W, C].
         all: of all test images, where there is a judge of them.
+        lpips: its mean, where it is measured.
     """
 
     result: ReconstructionResult
@@ -84,6 +88,7 @@ class Reconstructions:
     originals: np.ndarray
     images: np.ndarray
     all: np.ndarray | None
+    lpips: float | None = None
 
 
 def reconstruct(
@@ -99,6 +104,7 @@ def reconstruct(
     a_batch = -(-SHOWN // batches)
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     kept: list[np.ndarray] = []
+    distances: list[np.ndarray] = []
     for batch in coded_batches(
         tokenizer,
         params,
@@ -110,6 +116,8 @@ def reconstruct(
         decoded = jax.device_get(decode_encoding(tokenizer, params, batch["codes"]))
         originals, images = rows(batch, "image"), np.asarray(decoded)[batch["mask"] > 0]
         meter.add(originals, images)
+        if evaluation.lpips is not None:
+            distances.append(evaluation.lpips(originals, images))
         if counter is not None:
             counter.add(rows(batch, "codes"))
         shown.append((originals[:a_batch], images[:a_batch]))
@@ -122,6 +130,7 @@ def reconstruct(
         originals=first,
         images=second,
         all=np.concatenate(kept) if kept else None,
+        lpips=float(np.concatenate(distances).mean(dtype=np.float64)) if distances else None,
     )
 
 

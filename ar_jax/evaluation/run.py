@@ -17,6 +17,7 @@ from ar_jax.build import (
 )
 from ar_jax.evaluation import illustrated, sections
 from ar_jax.evaluation.load import describe_weights, image_section, load_system, load_tokenizer
+from ar_jax.evaluation.lpips import load_lpips
 from ar_jax.evaluation.measure import (
     SHOWN,
     Evaluation,
@@ -49,6 +50,7 @@ def evaluate_workdir(
     source: str | None = None,
     seed: int = 0,
     step: int | None = None,
+    lpips: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -62,6 +64,7 @@ def evaluate_workdir(
         source: of the images, as `config.data.source`; None: the run's, for one that trained on
             codes the images they were made of.
         step: of the checkpoint; None for the newest.
+        lpips: converted weights, for the LPIPS of reconstructions; None leaves it out.
         overwrite: a report that is there already.
 
     Returns:
@@ -85,6 +88,7 @@ def evaluate_workdir(
     load: Any = load_tokenizer if is_tokenizer else load_system
     config, system, params = load(workdir, step=step)
     tokenizer = system if is_tokenizer else system.tokenizer
+    distance = None if lpips is None else load_lpips(lpips, tokenizer.image_shape)
     data = open_splits(
         image_section(config, source), tokenizer, params if is_tokenizer else params["tokenizer"]
     )
@@ -101,6 +105,7 @@ def evaluate_workdir(
             batch_size=batch_size,
             seed=seed,
             progress=progress,
+            lpips=distance,
         )
         weights = describe_weights(workdir, config, step)
         if is_tokenizer:

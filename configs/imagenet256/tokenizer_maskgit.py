@@ -7,7 +7,12 @@ The folder holds train/<class>/ and val/<class>/ with the images of ILSVRC2012. 
 parameters. The released weights (github.com/bytedance/1d-tokenizer) come without a recipe, and
 experiments/convert.py takes them as they are. The recipe below is that of tokenizer_vq.py with
 MaskGIT's quantiser losses, in which the codes follow the features at a quarter of the pace and not
-the reverse; perceptual and adversarial losses are missing: expect blurrier images.
+the reverse.
+
+Perceptual term: LPIPS with VGG16, whose trained weights are not part of this project. Without the
+file the run is refused with the two addresses and the command that makes it (experiments/convert.py
+--family=lpips --out=weights/lpips_vgg.npz); --config.objective.perceptual=0 trains without
+(then better without --config.objective.adversarial.weight too: 0 is no discriminator).
 """
 
 import ml_collections
@@ -50,8 +55,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     config.objective = dict(name="tokenizer", l2=1.0, codebook=0.25, commitment=1.0)
+    config.objective.update(
+        charbonnier=0.0,
+        perceptual=1.0,
+        perceptual_network="vgg",
+        perceptual_weights="weights/lpips_vgg.npz",
+    )
     config.objective.adversarial = dict(
-        weight=0.0,
+        weight=0.5,
         start=20_000,
         warmup_steps=0,
         loss="hinge",

@@ -10,10 +10,14 @@ The folder holds train/<class>/ and val/<class>/ with the images of ILSVRC2012. 
     none      VQ-16      16 x 16  71,883,403            2.19
     vq8       VQ-8       32 x 32  70,109,835            0.59
 
-Recipe: tokenizer/tokenizer_image/vq_train.py of github.com/FoundationVision/LlamaGen. Missing here,
-and behind the published numbers: the perceptual loss (LPIPS, weight 1) and the adversarial one
-(PatchGAN, hinge, weight 0.5 from step 20,000 on). With the losses below, mean squared error,
-codebook, commitment 0.25, expect blurrier images.
+Recipe: tokenizer/tokenizer_image/vq_train.py of github.com/FoundationVision/LlamaGen: mean squared
+error, LPIPS (weight 1), codebook, commitment 0.25, and from step 20,000 on an adversarial loss of
+weight 0.5 (PatchGAN, hinge; its Adam is that of the tokenizer, and here starts with it).
+
+Perceptual term: LPIPS with VGG16, whose trained weights are not part of this project. Without the
+file the run is refused with the two addresses and the command that makes it (experiments/convert.py
+--family=lpips --out=weights/lpips_vgg.npz); --config.objective.perceptual=0 trains without
+(then better without --config.objective.adversarial.weight too: 0 is no discriminator).
 """
 
 import ml_collections
@@ -60,8 +64,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     config.objective = dict(name="tokenizer", l2=1.0, codebook=1.0, commitment=0.25)
+    config.objective.update(
+        charbonnier=0.0,
+        perceptual=1.0,
+        perceptual_network="vgg",
+        perceptual_weights="weights/lpips_vgg.npz",
+    )
     config.objective.adversarial = dict(
-        weight=0.0,
+        weight=0.5,
         start=20_000,
         warmup_steps=0,
         loss="hinge",
