@@ -53,15 +53,54 @@ class Aux:
         metrics: float32 scalars, means over the batch.
         sums: pytree that is added over microbatches (code counts and the like).
         last: pytree of which the last microbatch's value is kept.
+        judged: (real, fake) images float32 [B, H, W, C] in [-1, 1], in training with an adversary.
     """
 
     metrics: dict[str, Array]
     sums: Any = dataclasses.field(default_factory=dict)
     last: Any = dataclasses.field(default_factory=dict)
+    judged: tuple[Array, Array] | None = None
+
+
+class Adversary(Protocol):
+    """A network that learns to tell what an objective makes from what is real, against it.
+
+    The train state has a branch for its parameters, optimiser and statistics. It takes part after
+    ``start`` completed steps. ``adaptive`` says whether `balance` scales its weight.
+    """
+
+    start: int
+    adaptive: bool
+
+    def init(self, key: Array) -> tuple[Params, Stats]:
+        """Float32 parameters and statistics without gradient, of which float32 means are taken."""
+        ...
+
+    def weight_at(self, step: Array | int) -> Array:
+        """Of `deceive` in the objective's total after so many completed steps, float32."""
+        ...
+
+    def deceive(self, params: Params, stats: Stats, fake: Array) -> tuple[Array, Stats]:
+        """(loss of what made ``fake``, statistics)."""
+        ...
+
+    def judge(
+        self, params: Params, stats: Stats, real: Array, fake: Array
+    ) -> tuple[Array, tuple[Stats, dict[str, Array]]]:
+        """(its own loss, (statistics, metrics))."""
+        ...
+
+    def balance(self, plain: Array, adverse: Array) -> Array:
+        """Factor of the weight, from the last layer's gradients of both losses."""
+        ...
 
 
 class Objective(Protocol):
-    """What training minimises. Implementations are frozen dataclasses that hold Linen modules."""
+    """What training minimises. Implementations are frozen dataclasses that hold Linen modules.
+
+    One that trains against an `Adversary` has it as its attribute ``adversary``, gives ``judged``
+    in training, and names in ``last_layer`` ('a/b/c') the parameter that makes the images last.
+    """
 
     def init(self, key: Array) -> Params:
         """Float32 parameters; pure, so that ``jax.eval_shape`` and ``jax.jit`` take it."""

@@ -28,7 +28,9 @@ from ar_jax.field_types import check_types
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.nn.blocks import REMAT_POLICIES
+from ar_jax.nn.discriminators import PatchDiscriminator, PooledDiscriminator, StyleDiscriminator
 from ar_jax.nn.splash import KERNELS
+from ar_jax.objectives.adversarial import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, Adversary
 from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.masked import Masked
@@ -69,6 +71,11 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 BACKBONES = {"decoder": Decoder, "encoder_decoder": EncoderDecoder}
 HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead}
 TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
+DISCRIMINATORS = {
+    "patchgan": PatchDiscriminator,
+    "stylegan": StyleDiscriminator,
+    "pooled": PooledDiscriminator,
+}
 OBJECTIVES = {**TOKENIZER_OBJECTIVES, "likelihood": Likelihood, "masked": Masked}
 # How codes are drawn is the backbone's: with a cache step by step, or all that is known each time.
 AnySampler: TypeAlias = CachedSampler | RefineSampler
@@ -88,6 +95,8 @@ CHOICES = {
     "backbone.activation": ("gelu_tanh", "gelu", "silu", "relu"),
     "backbone.remat": tuple(REMAT_POLICIES),
     "tokenizer.codebook_update": ("gradient", "ema"),
+    "objective.adversarial.loss": tuple(DISCRIMINATOR_LOSSES),
+    "objective.adversarial.generator_loss": tuple(GENERATOR_LOSSES),
 }
 
 
@@ -191,7 +200,8 @@ def build_objective(config: Config) -> Objective:
     if objective in TOKENIZER_OBJECTIVES.values():
         tokenizer = build_tokenizer(config)
         check_tokenizer_objective(config, tokenizer)
-        placed: dict[str, Any] = {"tokenizer": tokenizer}
+        adversary = _build_adversary(section.pop("adversarial", None), tokenizer, _dtype(config))
+        placed: dict[str, Any] = {"tokenizer": tokenizer, "adversary": adversary}
         if objective is TokenizerObjective:
             freeze = config.get("optimizer", {}).get("freeze", ())
             placed["fixed_codebook"] = matches_any(CODEBOOK, freeze)
@@ -203,6 +213,21 @@ def build_objective(config: Config) -> Objective:
     if isinstance(built, Likelihood):
         check_self_correction(built.self_correction, system.tokenizer)
     return built
+
+
+def _build_adversary(
+    section: dict[str, Any] | None, tokenizer: AnyTokenizer, dtype: Any
+) -> Adversary | None:
+    """Of ``config.objective.adversarial``: None where there is none or its weight is 0."""
+    if section is None:
+        return None
+    axis = "objective.adversarial"
+    fields = _required(section, "discriminator", axis)
+    form = _choose(DISCRIMINATORS, fields, f"{axis}.discriminator")
+    discriminator = _call(form, fields, f"{axis}.discriminator", dtype=dtype)
+    placed = {"discriminator": discriminator, "image_shape": tokenizer.image_shape}
+    adversary: Adversary = _call(Adversary, section, axis, **placed)
+    return adversary if adversary.weight else None
 
 
 def build_sampling(config: Config) -> tuple[Knobs, Guidance]:

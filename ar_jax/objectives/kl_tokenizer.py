@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ar_jax.api import Array, Aux, Batch, Params, Stats, weighted_mean
+from ar_jax.objectives.adversarial import LAST_LAYER
 from ar_jax.objectives.ranges import check_weight
 from ar_jax.objectives.reconstruction import check_image_terms, image_terms
 
@@ -28,6 +29,7 @@ class KLTokenizerObjective:
         charbonnier, charbonnier_epsilon, perceptual, perceptual_network, perceptual_weights: see
             `ar_jax.objectives.tokenizer.TokenizerObjective`.
         kl: weight of the divergence.
+        adversary: an `ar_jax.objectives.adversarial.Adversary`, or None.
 
     The metric ``latent_power`` is the latents' mean square: ``tokenizer.scale`` should be about its
     inverse square root.
@@ -42,6 +44,7 @@ class KLTokenizerObjective:
     perceptual_network: str = "vgg"
     perceptual_weights: str = ""
     kl: float = 1e-6
+    adversary: Any = None
 
     def __post_init__(self) -> None:
         for term in ("l1", "l2", "kl"):
@@ -52,6 +55,11 @@ class KLTokenizerObjective:
     def tokens_per_image(self) -> int:
         """Codes of one image, for throughput."""
         return self.tokenizer.codes_shape[0]
+
+    @property
+    def last_layer(self) -> str:
+        """The parameter that makes the images last."""
+        return LAST_LAYER
 
     def init(self, key: Array) -> Params:
         """Float32 parameters of the tokenizer."""
@@ -96,7 +104,8 @@ class KLTokenizerObjective:
         }
         loss = self.l1 * l1 + self.l2 * l2 + self.kl * kl / (images.size / len(images))
         more, terms = image_terms(self, frozen, images, reconstruction, mask)
-        return loss + more, Aux(metrics=metrics | terms)
+        judged = (images, reconstruction) if train and self.adversary is not None else None
+        return loss + more, Aux(metrics=metrics | terms, judged=judged)
 
     def finish(
         self, params: Params, stats: Stats, sums: Any, last: Any, key: Array

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ar_jax.api import Array, Aux, Batch, Params, Stats, weighted_mean
 from ar_jax.nn.kmeans import kmeans
 from ar_jax.nn.quantize import Assignments, code_counts, normalise, perplexity, usage, vector_sums
+from ar_jax.objectives.adversarial import LAST_LAYER
 from ar_jax.objectives.ranges import check_decay, check_weight
 from ar_jax.objectives.reconstruction import check_image_terms, image_terms
 
@@ -44,10 +45,11 @@ class TokenizerObjective:
             codebook; 0: it goes on from its random start. They are kept in the training state.
         fixed_codebook: the optimiser freezes the codebook (`config.optimizer.freeze`), so that
             nothing else moves it either.
+        adversary: an `ar_jax.objectives.adversarial.Adversary`, or None.
 
-    The perceptual network's parameters come in ``frozen``, as a generator's tokenizer does. An
-    adversarial term would be a summand too, but its discriminator trains against the tokenizer:
-    that needs parameters and an optimiser of their own beside those of the train state.
+    The perceptual network's parameters come in ``frozen``, as a generator's tokenizer does. The
+    adversarial term is the train step's to add: `loss` only hands out the images that the adversary
+    judges.
     """
 
     tokenizer: Any
@@ -67,6 +69,7 @@ class TokenizerObjective:
     restart_below: float = 0.0
     kmeans_vectors: int = 0
     fixed_codebook: bool = False
+    adversary: Any = None
 
     def __post_init__(self) -> None:
         for term in ("l1", "l2", "codebook", "commitment", "entropy", "diversity"):
@@ -88,6 +91,11 @@ class TokenizerObjective:
     def tokens_per_image(self) -> int:
         """Codes of one image, for throughput."""
         return len(self._step_id)
+
+    @property
+    def last_layer(self) -> str:
+        """The parameter that makes the images last."""
+        return LAST_LAYER
 
     @property
     def _step_id(self) -> tuple[int, ...]:
@@ -175,7 +183,10 @@ class TokenizerObjective:
             metrics |= {"entropy_loss": term, "sample_entropy": each, "codebook_entropy": mean}
         more, terms = image_terms(self, frozen, images, reconstruction, mask)
         metrics |= terms | self._codebook_metrics(stats)
-        return loss + more, Aux(metrics=metrics, **(self._updates(quantized, key) if train else {}))
+        if not train:
+            return loss + more, Aux(metrics=metrics)
+        judged = (images, reconstruction) if self.adversary is not None else None
+        return loss + more, Aux(metrics=metrics, judged=judged, **self._updates(quantized, key))
 
     def finish(
         self, params: Params, stats: Stats, sums: Any, last: Any, key: Array

@@ -168,6 +168,7 @@ def measure_training(
             accumulation=settings.train.accumulation,
             ema_decay=settings.ema.decay,
             ema_warmup=settings.ema.warmup,
+            adversary_optimizer=settings.discriminator_optimizer,
         )
         placed = put_batch(batch, program.rows)
         frozen = jax.device_put(frozen, shardings(frozen, settings.mesh))

@@ -120,6 +120,7 @@ class Settings:
     train: TrainFields
     ema: EmaFields
     optimizer: Optimizer
+    discriminator_optimizer: Optimizer | None
     mesh: Mesh
     precision: str
     seed: int
@@ -128,7 +129,7 @@ class Settings:
 def read_settings(
     config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None
 ) -> Settings:
-    """Settings of the sections train, optimizer, ema and mesh, and of seed and precision.
+    """Settings of seed, precision and the sections train, (discriminator_)optimizer, ema and mesh.
 
     Args:
         devices: of the mesh; None: all there are.
@@ -149,10 +150,22 @@ def read_settings(
         train=fields,
         ema=call_with(EmaFields, config["ema"], "ema"),
         optimizer=call_with(build_optimizer, config["optimizer"], "optimizer", steps=fields.steps),
+        discriminator_optimizer=_discriminator_optimizer(config, fields.steps),
         mesh=mesh,
         precision=matmul_precision(config),
         seed=config["seed"],
     )
+
+
+def _discriminator_optimizer(config: Mapping[str, Any], steps: int) -> Optimizer | None:
+    """Of ``config.discriminator_optimizer``, which has the fields of ``config.optimizer``."""
+    name = "discriminator_optimizer"
+    if name not in config:
+        return None
+    try:
+        return call_with(build_optimizer, config[name], name, steps=steps)
+    except ValueError as error:
+        raise ValueError(str(error).replace("config.optimizer.", f"config.{name}.")) from error
 
 
 def matmul_precision(config: Mapping[str, Any]) -> str:

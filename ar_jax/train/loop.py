@@ -72,8 +72,8 @@ def train(
     """Trains from the newest checkpoint in ``workdir``, or from nothing, to ``config.train.steps``.
 
     Args:
-        config: the sections train, optimizer, ema, mesh and init_from, and seed and precision, are
-            read here.
+        config: the sections train, optimizer, discriminator_optimizer, ema, mesh and init_from, and
+            seed and precision, are read here.
         frozen: name -> parameters the objective needs but does not train; {} if none. Kept in
             ``workdir/<name>/params``, so that the workdir holds all of the system.
         train_data: endless batches of this process's rows, whose position orbax can save.
@@ -104,6 +104,7 @@ def train(
             accumulation=fields.accumulation,
             ema_decay=settings.ema.decay,
             ema_warmup=settings.ema.warmup,
+            adversary_optimizer=settings.discriminator_optimizer,
         )
         # Before it is kept: several processes can save arrays of all devices only.
         frozen = put_whole(frozen, shardings(frozen, mesh))
@@ -159,7 +160,7 @@ def train(
             batch = put_batch(next(train_data), program.rows)
             watchdog.begin("training", step + 1)
             with jax.transfer_guard("disallow"):
-                state, metrics = program.train_step(state, frozen, batch, program.key)
+                state, metrics = program.step_at(step)(state, frozen, batch, program.key)
             reporter.settle(pending)  # of the step before, while the device is busy with this one
             step, pending = step + 1, (step + 1, metrics)
             stopping = stop.requested(step)

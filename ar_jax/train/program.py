@@ -17,6 +17,7 @@ from ar_jax.parallel.rules import path_name, shardings
 from ar_jax.train.optimizer import Optimizer
 from ar_jax.train.state import (
     TrainState,
+    adversary_of,
     from_parts,
     init_state,
     sampling_params,
@@ -40,6 +41,8 @@ class Program:
         train_step: (state, frozen, batch, key) -> (state, metrics); the state is donated.
         eval_step: (params, stats, frozen, batch, key, index) -> (means, rows).
         rows: sharding of a batch.
+        quiet_until: step from which on the objective's adversary takes part; 0: there is none.
+        quiet_step: ``train_step`` before that, without its cost; see `step_at`.
     """
 
     key: Array
@@ -48,6 +51,14 @@ class Program:
     train_step: TrainStep
     eval_step: EvalStep
     rows: NamedSharding
+    quiet_until: int = 0
+    quiet_step: TrainStep | None = None
+
+    def step_at(self, step: int) -> TrainStep:
+        """What takes a state of ``step`` completed steps on; compiled anew at ``quiet_until``."""
+        if self.quiet_step is not None and step < self.quiet_until:
+            return self.quiet_step
+        return self.train_step
 
 
 def build_program(
@@ -59,19 +70,41 @@ def build_program(
     accumulation: int = 1,
     ema_decay: float = 0.0,
     ema_warmup: bool = True,
+    adversary_optimizer: Optimizer | None = None,
     place: Callable[[Array, NamedSharding], Any] = jax.device_put,
 ) -> Program:
     """Compiles nothing yet; raises ValueError where a parameter does not fit the mesh.
 
     Args:
+        adversary_optimizer: of the objective's adversary, where it has one.
         place: puts the key where the sharding says; a mesh of devices that are not here has no
             place for arrays.
     """
+
+    def make_step(quiet: bool) -> TrainStep:
+        return make_train_step(
+            objective,
+            optimizer,
+            accumulation=accumulation,
+            ema_decay=ema_decay,
+            ema_warmup=ema_warmup,
+            adversary_optimizer=adversary_optimizer,
+            quiet=quiet,
+        )
+
+    adversary, step = adversary_of(objective), make_step(quiet=False)
     whole = replicated(mesh)
     key = place(jax.random.key(seed), whole)
 
     def init(params: Params | None = None) -> TrainState:
-        return init_state(objective, optimizer, jax.random.key(seed), params, ema=ema_decay > 0)
+        return init_state(
+            objective,
+            optimizer,
+            jax.random.key(seed),
+            params,
+            ema=ema_decay > 0,
+            adversary_optimizer=adversary_optimizer,
+        )
 
     shapes = jax.eval_shape(init)
     jax.eval_shape(optimizer.hold, shapes.params)  # raises where it cannot
@@ -81,23 +114,21 @@ def build_program(
         shapes,
         places,
     )
-    step = make_train_step(
-        objective,
-        optimizer,
-        accumulation=accumulation,
-        ema_decay=ema_decay,
-        ema_warmup=ema_warmup,
-    )
     options = compiler_options(mesh)
+
+    def jit_step(step: TrainStep) -> TrainStep:
+        outputs = (places, whole)
+        return jax.jit(step, donate_argnums=0, out_shardings=outputs, compiler_options=options)
+
     return Program(
         key=key,
         abstract=abstract,
         init=jax.jit(init, donate_argnums=0, out_shardings=places),
-        train_step=jax.jit(
-            step, donate_argnums=0, out_shardings=(places, whole), compiler_options=options
-        ),
+        train_step=jit_step(step),
         eval_step=jax.jit(make_eval_step(objective), out_shardings=whole, compiler_options=options),
         rows=batch_sharding(mesh),
+        quiet_until=0 if adversary is None else adversary.start,
+        quiet_step=None if adversary is None else jit_step(make_step(quiet=True)),
     )
 
 

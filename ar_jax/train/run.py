@@ -34,6 +34,7 @@ from ar_jax.train.start_from import read_init_from
 SECTIONS: tuple[str, ...] = ("seed", "dtype", "precision", "data", "tokenizer", "objective")
 SECTIONS += ("train", "optimizer", "ema", "mesh")
 OPTIONAL: tuple[str, ...] = ("init_from",)
+TOKENIZER_OPTIONAL = ("discriminator_optimizer",)
 GENERATOR_OPTIONAL = ("attention",)
 GENERATOR_SECTIONS = ("tokenizer_checkpoint", "schedule", "backbone", "head", "sampling")
 
@@ -89,9 +90,9 @@ def check_sections(config: Any) -> None:
     """Raises ValueError that names a section of the configuration that is unknown or missing."""
     if "objective" not in config:
         raise ValueError("config.objective is missing")
-    wanted, optional = SECTIONS, OPTIONAL
+    wanted, optional = SECTIONS, OPTIONAL + TOKENIZER_OPTIONAL
     if not trains_tokenizer(config):
-        wanted, optional = wanted + GENERATOR_SECTIONS, optional + GENERATOR_OPTIONAL
+        wanted, optional = wanted + GENERATOR_SECTIONS, OPTIONAL + GENERATOR_OPTIONAL
     for name in config:
         if name not in wanted + optional:
             known = ", ".join(wanted + optional)

@@ -2,7 +2,8 @@
 
 A step: gradients of the mean loss over the global batch (in microbatches, if asked), clipping and
 update, the objective's own `finish` (EMA codebooks), the running mean of the parameters. If loss or
-gradient is not finite the whole step is undone and counted.
+gradient is not finite the whole step is undone and counted. An objective's adversary is updated in
+the same step, by what it said of the same images.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec as P
 
 from ar_jax.api import Aux, Batch, Objective, Params
-from ar_jax.parallel.mesh import batch_axes
+from ar_jax.train.adversarial import accumulate_both, update_adversary
+from ar_jax.train.microbatches import Parts, over_microbatches
 from ar_jax.train.optimizer import Optimizer
-from ar_jax.train.state import EVALUATION, TrainState
+from ar_jax.train.state import EVALUATION, TrainState, adversary_of
 
 Array = jax.Array
 Metrics = dict[str, Array]
@@ -33,6 +34,8 @@ def make_train_step(
     accumulation: int = 1,
     ema_decay: float = 0.0,
     ema_warmup: bool = True,
+    adversary_optimizer: Optimizer | None = None,
+    quiet: bool = False,
 ) -> TrainStep:
     """The pure function (state, frozen, batch, key) -> (state, metrics), to be jitted.
 
@@ -40,18 +43,32 @@ def make_train_step(
         accumulation: microbatches; gradients, metrics and sums are float32 means (sums) over them.
         ema_decay: of the running mean of the parameters, 0 for none; with ``ema_warmup`` it is
             min(decay, (1 + step) / (10 + step)), so that early means forget the initial values.
+        adversary_optimizer: of the objective's adversary, where it has one.
+        quiet: for steps before the adversary's start: the same, but nothing of it is computed.
 
     ``key`` is the run's key: step n uses fold_in(key, n), microbatch i of it fold_in(that, i), and
     `finish` fold_in(that, accumulation).
+
+    Raises:
+        ValueError: the objective has an adversary, and that no optimiser.
     """
+    adversary = None if quiet else adversary_of(objective)
+    if adversary is not None and adversary_optimizer is None:
+        raise ValueError(
+            "config.discriminator_optimizer is missing: config.objective.adversarial.weight is "
+            "not 0, so that a discriminator is trained too"
+        )
 
     def train_step(
         state: TrainState, frozen: Params, batch: Batch, key: Array
     ) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
-        loss, grads, aux = accumulate(
-            objective, state, frozen, batch, step_key, accumulation, optimizer.hold
-        )
+        accumulated = (state, frozen, batch, step_key, accumulation, optimizer.hold)
+        if adversary is None:
+            loss, grads, aux = accumulate(objective, *accumulated)
+            verdict = None
+        else:
+            loss, grads, aux, verdict = accumulate_both(objective, adversary, *accumulated)
         with jax.named_scope("optimizer"):  # for `ar_jax.compilation.phases`
             grad_norm = optax.tree.norm(grads)
             finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -73,14 +90,21 @@ def make_train_step(
             params, opt_state, ema, stats = jax.tree.map(
                 lambda after, before: jnp.where(finite, after, before), new, old
             )
+            # What is bad for the one need not be for the other: each is undone by itself.
+            sound, branch = finite, state.adversary
+            if verdict is not None:
+                assert adversary_optimizer is not None
+                branch, well = update_adversary(adversary_optimizer, branch, verdict, state.step)
+                sound = finite & well
             state = TrainState(
                 step=state.step + 1,
                 params=params,
                 opt_state=opt_state,
                 ema=ema,
                 stats=stats,
-                bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
-                bad_total=state.bad_total + jnp.where(finite, 0, 1),
+                bad_steps=jnp.where(sound, 0, state.bad_steps + 1),
+                bad_total=state.bad_total + jnp.where(sound, 0, 1),
+                adversary=branch,
             )
             metrics = {
                 "loss": loss,
@@ -108,12 +132,9 @@ def accumulate(
     """(mean loss, mean gradient, aux) over ``accumulation`` microbatches, one after the other.
 
     ``hold`` takes the gradient from parameters that are not to move.
-
-    Microbatch i holds the rows i, i + accumulation, ...: a device's rows are contiguous in the
-    batch, so each microbatch takes its share of every device and no row moves.
     """
 
-    def value_and_grad(i: Array | int, micro: Batch) -> tuple[Array, Params, Aux]:
+    def value_and_grad(i: Array | int, micro: Batch) -> Parts:
         def loss(params: Params) -> tuple[Array, Aux]:
             micro_key = jax.random.fold_in(key, i)
             value, aux = objective.loss(
@@ -122,33 +143,10 @@ def accumulate(
             return value.astype(jnp.float32), aux
 
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        return value, grads, aux
+        return (value, grads, aux.metrics), aux.sums, aux.last
 
-    if accumulation == 1:
-        return value_and_grad(0, batch)
-
-    def split(rows: Array) -> Array:  # [B, ...] -> [accumulation, B / accumulation, ...]
-        rows = rows.reshape(-1, accumulation, *rows.shape[1:]).swapaxes(0, 1)
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty:
-            return rows
-        return jax.lax.with_sharding_constraint(rows, P(None, batch_axes(mesh)))
-
-    micros = jax.tree.map(split, batch)
-
-    def body(carry: Any, inputs: tuple[Array, Batch]) -> tuple[Any, None]:
-        value, grads, aux = value_and_grad(*inputs)
-        one = (value, grads, aux.metrics, aux.sums)
-        with jax.named_scope("optimizer"):
-            return (jax.tree.map(jnp.add, carry[0], one), aux.last), None
-
-    first = jax.tree.map(lambda rows: rows[0], micros)
-    shapes = jax.eval_shape(value_and_grad, 0, first)
-    value, grads, aux = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    carry = ((value, grads, aux.metrics, aux.sums), aux.last)
-    (summed, last), _ = jax.lax.scan(body, carry, (jnp.arange(accumulation), micros))
-    value, grads, metrics = jax.tree.map(lambda x: x / accumulation, summed[:3])
-    return value, grads, Aux(metrics=metrics, sums=summed[3], last=last)
+    (value, grads, metrics), sums, last = over_microbatches(value_and_grad, batch, accumulation)
+    return value, grads, Aux(metrics=metrics, sums=sums, last=last)
 
 
 def ema_rate(step: Array, decay: float, warmup: bool) -> Array:

@@ -11,13 +11,14 @@ The folder holds train/<class>/ and val/<class>/ with the images of ILSVRC2012. 
 
 github.com/LTH14/mar releases the trained network (kl16.ckpt, which experiments/convert.py takes)
 without its training. The recipe below is that of latent diffusion's autoencoders, absolute error,
-LPIPS (weight 1) and a small divergence; missing here, and behind the released one, is the
-adversarial loss (PatchGAN): expect blurrier images. ``tokenizer.scale`` is the released network's;
-for your own set it to latent_power ** -0.5 of the metrics, in the generator's config too.
+LPIPS (weight 1), a small divergence, and from step 50,000 on an adversarial loss (PatchGAN, hinge,
+weight 0.5 times the adaptive one). ``tokenizer.scale`` is the released network's; for your own set
+it to latent_power ** -0.5 of the metrics, in the generator's config too.
 
 Perceptual term: LPIPS with VGG16, whose trained weights are not part of this project. Without the
 file the run is refused with the two addresses and the command that makes it (experiments/convert.py
---family=lpips --out=weights/lpips_vgg.npz); --config.objective.perceptual=0 trains without.
+--family=lpips --out=weights/lpips_vgg.npz); --config.objective.perceptual=0 trains without
+(then better without --config.objective.adversarial.weight too: 0 is no discriminator).
 """
 
 import ml_collections
@@ -71,6 +72,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         perceptual_network="vgg",
         perceptual_weights="weights/lpips_vgg.npz",
     )
+    config.objective.adversarial = dict(
+        weight=0.5,
+        start=50_000,
+        warmup_steps=0,
+        loss="hinge",
+        generator_loss="hinge",
+        adaptive=True,
+        max_adaptive=1e4,
+        lecam=0.0,
+        lecam_decay=0.999,
+        discriminator=dict(name="patchgan", channels=64, layers=3),
+    )
     iterations = 10_009  # of an epoch: 1,281,167 images, batches of 128
     config.train = dict(
         steps=40 * iterations,
@@ -93,6 +106,17 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         warmup_steps=0,
         b1=0.5,
         b2=0.9,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
+    config.discriminator_optimizer = dict(
+        name="adam",
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup_steps=0,
+        b1=0.9,
+        b2=0.95,
         eps=1e-8,
         weight_decay=0.0,
         clip_norm=1.0,

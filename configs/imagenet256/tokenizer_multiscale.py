@@ -10,12 +10,12 @@ Architecture: the builder and the quantiser of github.com/FoundationVision/VAR. 
 published: the repository has no training script for the tokenizer, and according to the paper the
 released weights were trained on OpenImages with adversarial and perceptual losses. Data, optimiser
 and batch here are those of LlamaGen's tokenizer (tokenizer_vq.py), and so are the losses: mean
-squared error, LPIPS (weight 1), codebook, commitment 0.25. The adversarial one is missing: expect
-blurrier images.
+squared error, LPIPS (weight 1), codebook, commitment 0.25, PatchGAN from step 20,000 on.
 
 Perceptual term: LPIPS with VGG16, whose trained weights are not part of this project. Without the
 file the run is refused with the two addresses and the command that makes it (experiments/convert.py
---family=lpips --out=weights/lpips_vgg.npz); --config.objective.perceptual=0 trains without.
+--family=lpips --out=weights/lpips_vgg.npz); --config.objective.perceptual=0 trains without
+(then better without --config.objective.adversarial.weight too: 0 is no discriminator).
 """
 
 import ml_collections
@@ -70,6 +70,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         perceptual_network="vgg",
         perceptual_weights="weights/lpips_vgg.npz",
     )
+    config.objective.adversarial = dict(
+        weight=0.5,
+        start=20_000,
+        warmup_steps=0,
+        loss="hinge",
+        generator_loss="hinge",
+        adaptive=False,
+        max_adaptive=1e4,
+        lecam=0.0,
+        lecam_decay=0.999,
+        discriminator=dict(name="patchgan", channels=64, layers=3),
+    )
     iterations = 10_009  # of an epoch: 1,281,167 images, batches of 128
     config.train = dict(
         steps=40 * iterations,
@@ -86,6 +98,17 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         accumulation=1,
     )
     config.optimizer = dict(
+        name="adam",
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup_steps=0,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
+    config.discriminator_optimizer = dict(
         name="adam",
         learning_rate=1e-4,
         schedule="constant",

@@ -11,12 +11,13 @@ The folder holds train/<class>/ and val/<class>/ with the images of ILSVRC2012. 
     vq8       VQ-8       32 x 32  70,109,835            0.59
 
 Recipe: tokenizer/tokenizer_image/vq_train.py of github.com/FoundationVision/LlamaGen: mean squared
-error, LPIPS (weight 1), codebook, commitment 0.25. Missing here, and behind the published numbers:
-the adversarial loss (PatchGAN, hinge, weight 0.5 from step 20,000 on). Expect blurrier images.
+error, LPIPS (weight 1), codebook, commitment 0.25, and from step 20,000 on an adversarial loss of
+weight 0.5 (PatchGAN, hinge; its Adam is that of the tokenizer, and here starts with it).
 
 Perceptual term: LPIPS with VGG16, whose trained weights are not part of this project. Without the
 file the run is refused with the two addresses and the command that makes it (experiments/convert.py
---family=lpips --out=weights/lpips_vgg.npz); --config.objective.perceptual=0 trains without.
+--family=lpips --out=weights/lpips_vgg.npz); --config.objective.perceptual=0 trains without
+(then better without --config.objective.adversarial.weight too: 0 is no discriminator).
 """
 
 import ml_collections
@@ -69,6 +70,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         perceptual_network="vgg",
         perceptual_weights="weights/lpips_vgg.npz",
     )
+    config.objective.adversarial = dict(
+        weight=0.5,
+        start=20_000,
+        warmup_steps=0,
+        loss="hinge",
+        generator_loss="hinge",
+        adaptive=False,
+        max_adaptive=1e4,
+        lecam=0.0,
+        lecam_decay=0.999,
+        discriminator=dict(name="patchgan", channels=64, layers=3),
+    )
     iterations = 10_009  # of an epoch: 1,281,167 images, batches of 128
     config.train = dict(
         steps=40 * iterations,
@@ -85,6 +98,17 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         accumulation=1,
     )
     config.optimizer = dict(
+        name="adam",
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup_steps=0,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
+    config.discriminator_optimizer = dict(
         name="adam",
         learning_rate=1e-4,
         schedule="constant",
