@@ -9,7 +9,8 @@
     python experiments/evaluate.py --kind=reconstruction --samples=reconstructions.npz \
         --reference=folder:PATH --inception=inception.npz --out=report
 
-Tokenizers: MSE, PSNR, SSIM, usage and perplexity of the codebook at every scale. Generators: test
+Tokenizers: MSE, PSNR, SSIM, with --lpips=FILE.npz (of convert.py --family=lpips) the LPIPS of its
+network, usage and perplexity of the codebook at every scale. Generators: test
 and train likelihood, token accuracy at every scale, samples with balanced labels (samples.npz) and,
 for Fashion-MNIST, their class accuracy and Frechet distance by our own classifier beside the floor
 of real images and the bound of reconstructions, and the nearest training images. Each number in
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -67,6 +69,7 @@ SOURCE = flags.DEFINE_string("source", None, "The real images, as config.data.so
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
 STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; default the newest.")
 BEST = flags.DEFINE_bool("best", False, "The checkpoint that config.train.best_metric kept.")
+LPIPS = flags.DEFINE_string("lpips", None, "Converted weights, for the LPIPS of reconstructions.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a report that exists.")
 
 
@@ -87,8 +90,13 @@ def evaluate_stored(samples: str) -> Path:
     """Of files; returns the report's directory."""
     if KIND.value is None or OUT.value is None:
         raise app.UsageError("--samples needs --kind=generation or reconstruction, and --out")
-    evaluate = evaluate_samples if KIND.value == "generation" else evaluate_reconstructions
-    evaluate(samples, OUT.value, standard(), overwrite=OVERWRITE.value)
+    overwrite: Any = {"overwrite": OVERWRITE.value}
+    if KIND.value == "reconstruction":
+        evaluate_reconstructions(samples, OUT.value, standard(), lpips=LPIPS.value, **overwrite)
+    elif LPIPS.value is not None:
+        raise app.UsageError("--lpips is of reconstructions")
+    else:
+        evaluate_samples(samples, OUT.value, standard(), **overwrite)
     return Path(OUT.value)
 
 
@@ -108,6 +116,7 @@ def evaluate_checkpoint(workdir: str) -> Path:
         source=SOURCE.value,
         seed=SEED.value,
         step=chosen_step(workdir),
+        lpips=LPIPS.value,
         overwrite=OVERWRITE.value,
         standard=standard() if measured else None,
     )

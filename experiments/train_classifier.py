@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ar_jax.data import open_source
 from ar_jax.data.embedded import CLASS_NAMES
 from ar_jax.evaluation import classifier as classifiers
+from ar_jax.nn.classifier import ConvClassifier
 
 _SOURCE = flags.DEFINE_string(
     "source", None, "Where the images are, as in config.data.source.", required=True
@@ -69,7 +70,7 @@ def shift_images(images: jax.Array, key: jax.Array, shift: int) -> jax.Array:
     return jax.vmap(crop)(padded, corners)
 
 
-def make_step(module: classifiers.ConvClassifier, tx: optax.GradientTransformation) -> Any:
+def make_step(module: ConvClassifier, tx: optax.GradientTransformation) -> Any:
     """One jitted update: (variables, opt_state, images, labels, key) -> the first two, loss."""
     smoothing, shift = _SMOOTHING.value, _SHIFT.value
 
@@ -97,7 +98,7 @@ def make_step(module: classifiers.ConvClassifier, tx: optax.GradientTransformati
     return step
 
 
-def train(module: classifiers.ConvClassifier, images: np.ndarray, labels: np.ndarray) -> Any:
+def train(module: ConvClassifier, images: np.ndarray, labels: np.ndarray) -> Any:
     """Folded parameters after the configured epochs over images [N, H, W, C], labels [N]."""
     batch_size = _BATCH_SIZE.value
     per_epoch = len(images) // batch_size
@@ -139,7 +140,7 @@ def main(argv: list[str]) -> None:
     skip = _SKIP_FIRST.value
     if not 0 <= skip < len(train_images):
         raise ValueError(f"--skip_first={skip}: the source has {len(train_images)} train images")
-    module = classifiers.ConvClassifier(num_classes=len(_CLASS_NAMES.value), batch_norm=True)
+    module = ConvClassifier(num_classes=len(_CLASS_NAMES.value), batch_norm=True)
     started = time.time()
     params = train(module, train_images[skip:], train_labels[skip:])
     seconds = time.time() - started

@@ -33,6 +33,7 @@ from ar_jax.nn.layers import MLP
 from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood, init_tokenizer
 from ar_jax.objectives.masked import Masked
+from ar_jax.objectives.perceptual import frozen_shapes
 from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
@@ -41,6 +42,7 @@ from ar_jax.tokenizers.kl import KLTokenizer
 from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
 from ar_jax.train.fields import read_settings
+from ar_jax.train.perceptual import load_perceptual
 from ar_jax.train.run import check_classes, check_images, check_sections, load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,7 +171,9 @@ def consume(config: Any, workdir: Path) -> None:
     if trains_tokenizer(config):
         check_images(config, objective.tokenizer.image_shape)
         batch: Batch = {"image": jnp.zeros((1, *objective.tokenizer.image_shape), jnp.uint8)}
-        frozen = {}
+        with contextlib.suppress(ValueError):  # weights that are not here
+            load_perceptual(objective, workdir)
+        frozen = frozen_shapes(objective)
     else:
         system = objective.system
         check_images(config, system.tokenizer.image_shape)

@@ -21,7 +21,6 @@ from ar_jax.data.embedded import CLASS_NAMES
 from ar_jax.evaluation.classifier import (
     FASHION_MNIST,
     Classifier,
-    ConvClassifier,
     accuracy,
     fold_batch_norm,
     load_classifier,
@@ -35,6 +34,7 @@ from ar_jax.evaluation.generation import (
     evaluate_generation,
 )
 from ar_jax.evaluation.memorisation import evaluate_memorisation, nearest
+from ar_jax.nn.classifier import ConvClassifier
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ar_jax.evaluation.inception import InceptionNetwork, apply_in_batches, load_inception
+from ar_jax.evaluation.batches import apply_in_batches
+from ar_jax.evaluation.inception import InceptionNetwork, load_inception
 from ar_jax.io.network_file import write_network
 from ar_jax.nn.inception import Inception, inception_features, resize
 from tests.quick_compilation import quick_compilation  # noqa: F401

@@ -7,18 +7,40 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ar_jax.nn.lpips import layer_distances, lpips, normalised, param_shapes, scaled
+from ar_jax.nn.lpips import (
+    SMALLEST,
+    Backbone,
+    check_images,
+    layer_distances,
+    lpips,
+    normalised,
+    param_shapes,
+    scaled,
+)
 
 
 def test_channels():
     images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 1)), jnp.float32)
     np.testing.assert_array_equal(scaled(images), scaled(images.repeat(3, axis=-1)))
     with pytest.raises(ValueError, match="images have 4 channels"):
-        scaled(images.repeat(4, axis=-1))
+        check_images((2, 64, 64, 4), network="vgg")
+    for network, size in SMALLEST.items():
+        check_images((2, size, size, 3), network=network)
+        with pytest.raises(ValueError, match=f"'{network}' takes at least {size}x{size}"):
+            check_images((2, size - 1, size, 3), network=network)
     with pytest.raises(ValueError, match="network 'squeeze' is none of vgg, alexnet"):
         param_shapes("squeeze")
     with pytest.raises(ValueError, match="network 'squeeze' is none of vgg, alexnet"):
         lpips({}, images, images, network="squeeze")
+
+
+@pytest.mark.parametrize("network", SMALLEST)
+def test_the_smallest_images_have_a_last_map(network):
+    for size in (SMALLEST[network], SMALLEST[network] - 1):
+        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        module = Backbone(network=network)
+        maps, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), images)
+        assert (min(maps[-1].shape) == 0) == (size < SMALLEST[network])
 
 
 def test_the_gradient_where_features_are_zero():

@@ -143,6 +143,9 @@ def reconstruction_section(seen: Reconstructions, evaluation: Evaluation) -> dic
     if seen.distance is not None:
         section["about"] += f" Measured by {code_version()}."
         section["metrics"] |= distance_metrics(seen.distance)
+    if evaluation.lpips is not None:
+        of = f"{evaluation.lpips.measured}; {seen.result.count:,} test images"
+        section["metrics"][evaluation.lpips.name] = metric(seen.lpips, of)
     return section
 
 

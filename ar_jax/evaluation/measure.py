@@ -26,6 +26,7 @@ from ar_jax.evaluation.features import Gathered
 from ar_jax.evaluation.frechet import max_balanced
 from ar_jax.evaluation.generation import Judge
 from ar_jax.evaluation.likelihood import LikelihoodMeter, LikelihoodResult
+from ar_jax.evaluation.lpips import LpipsMetric
 from ar_jax.evaluation.reconstruction import ReconstructionMeter, ReconstructionResult
 from ar_jax.schedules import Grid
 
@@ -47,6 +48,7 @@ class Evaluation:
         seed: of the samples and the draws.
         progress: show bars.
         standard: what FID and its like are measured with; None: they are not.
+        lpips: also measured on reconstructions; None: no weights were given.
     """
 
     data: dict[str, Data]
@@ -59,6 +61,7 @@ class Evaluation:
     seed: int
     progress: bool
     standard: Standard | None = None
+    lpips: LpipsMetric | None = None
 
     def title(self, text: str) -> str:
         """Of a progress bar; empty for none."""
@@ -82,6 +85,7 @@ class Reconstructions:
             [n, H, W, C].
         all: of all test images, where there is a judge of them.
         distance: of the two sets, where there is an extractor of standard metrics.
+        lpips: its mean, where it is measured.
     """
 
     result: ReconstructionResult
@@ -90,6 +94,7 @@ class Reconstructions:
     images: np.ndarray
     all: np.ndarray | None
     distance: ReconstructionDistance | None = None
+    lpips: float | None = None
 
 
 def reconstruct(
@@ -107,6 +112,7 @@ def reconstruct(
     kept: list[np.ndarray] = []
     standard = evaluation.standard
     sets = Gathered.empty("originals"), Gathered.empty("reconstructions")
+    distances: list[np.ndarray] = []
     for batch in coded_batches(
         tokenizer,
         params,
@@ -118,6 +124,8 @@ def reconstruct(
         decoded = jax.device_get(decode_encoding(tokenizer, params, batch["codes"]))
         originals, images = rows(batch, "image"), np.asarray(decoded)[batch["mask"] > 0]
         meter.add(originals, images)
+        if evaluation.lpips is not None:
+            distances.append(evaluation.lpips(originals, images))
         if counter is not None:
             counter.add(rows(batch, "codes"))
         shown.append((originals[:a_batch], images[:a_batch]))
@@ -138,6 +146,7 @@ def reconstruct(
         else reconstruction_distance(
             standard.extractor, *sets, reference=f"the same images of {data.source.name}"
         ),
+        lpips=float(np.concatenate(distances).mean(dtype=np.float64)) if distances else None,
     )
 
 

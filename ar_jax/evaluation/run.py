@@ -21,6 +21,7 @@ from ar_jax.evaluation.adm import Standard, check_number, check_rank, compare, m
 from ar_jax.evaluation.files import check_free
 from ar_jax.evaluation.image_set import open_images
 from ar_jax.evaluation.load import describe_weights, image_section, load_system, load_tokenizer
+from ar_jax.evaluation.lpips import load_lpips
 from ar_jax.evaluation.measure import (
     SHOWN,
     Evaluation,
@@ -55,6 +56,7 @@ def evaluate_workdir(
     source: str | None = None,
     seed: int = 0,
     step: int | None = None,
+    lpips: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
     standard: Standard | None = None,
@@ -69,6 +71,7 @@ def evaluate_workdir(
         source: of the images, as `config.data.source`; None: the run's, for one that trained on
             codes the images they were made of.
         step: of the checkpoint; None for the newest.
+        lpips: converted weights, for the LPIPS of reconstructions; None leaves it out.
         overwrite: a report that is there already.
         standard: also measures FID and its like; of reconstructions, against the test images.
 
@@ -92,6 +95,7 @@ def evaluate_workdir(
     load: Any = load_tokenizer if is_tokenizer else load_system
     config, system, params = load(workdir, step=step)
     tokenizer = system if is_tokenizer else system.tokenizer
+    distance = None if lpips is None else load_lpips(lpips, tokenizer.image_shape)
     data = open_splits(
         image_section(config, source), tokenizer, params if is_tokenizer else params["tokenizer"]
     )
@@ -109,6 +113,7 @@ def evaluate_workdir(
             seed=seed,
             progress=progress,
             standard=standard,
+            lpips=distance,
         )
         weights = describe_weights(workdir, config, step)
         if is_tokenizer:

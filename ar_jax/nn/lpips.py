@@ -21,6 +21,8 @@ Array = jax.Array
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 EPSILON = 1e-10
+# Pixels of the shorter side at which the last map has one.
+SMALLEST = {"vgg": 16, "alexnet": 31}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,20 +108,25 @@ def lpips(params: Any, images: Array, references: Array, *, network: str) -> Arr
             distances are different numbers.
 
     Raises:
-        ValueError: an unknown network, or images of another number of channels.
+        ValueError: an unknown network, or images of another number of channels or too small.
     """
-    ours, theirs = (tapped(params, scaled(x), network=network) for x in (images, references))
+    ours, theirs = (_features(params, x, network) for x in (images, references))
     return layer_distances(ours, theirs, linear_weights(params)).sum(-1)
 
 
 def lpips_map(params: Any, images: Array, references: Array, *, network: str) -> Array:
     """Where they differ: float32 [B, H, W], the layers' maps enlarged (bilinearly) and summed."""
-    ours, theirs = (tapped(params, scaled(x), network=network) for x in (images, references))
+    ours, theirs = (_features(params, x, network) for x in (images, references))
     shape = images.shape[:3]
     maps = layer_maps(ours, theirs, linear_weights(params))
     return sum(
         (jax.image.resize(m, shape, "bilinear", antialias=False) for m in maps), jnp.zeros(shape)
     )
+
+
+def _features(params: Any, images: Array, network: str) -> list[Array]:
+    check_images(images.shape, network=network)
+    return tapped(params, scaled(images), network=network)
 
 
 def param_shapes(network: str) -> Any:
@@ -136,15 +143,24 @@ def param_shapes(network: str) -> Any:
 
 def scaled(images: Array) -> Array:
     """Images [B, H, W, 3 or 1] in [-1, 1] as the backbones take them; float32 [B, H, W, 3]."""
-    if images.shape[-1] not in (1, 3):
-        raise ValueError(f"images have {images.shape[-1]} channels; LPIPS takes 3, or 1")
     shift, scale = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, 3) for x in (SHIFT, SCALE))
     return (images.astype(jnp.float32) - shift) / scale
 
 
+def check_images(shape: tuple[int, ...], *, network: str) -> None:
+    """Raises ValueError if images [..., H, W, C] are none that the network can compare."""
+    _check(network)
+    if shape[-1] not in (1, 3):
+        raise ValueError(f"images have {shape[-1]} channels; LPIPS takes 3, or 1")
+    if min(shape[-3:-1]) < SMALLEST[network]:
+        raise ValueError(
+            f"images have {shape[-3]}x{shape[-2]} pixels; {network!r} takes at least "
+            f"{SMALLEST[network]}x{SMALLEST[network]}"
+        )
+
+
 def tapped(params: Any, images: Array, *, network: str) -> list[Array]:
     """The tapped features of scaled images."""
-    _check(network)
     return Backbone(network=network).apply({"params": params["backbone"]}, images)  # type: ignore[return-value]
 
 

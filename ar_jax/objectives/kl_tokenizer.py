@@ -10,11 +10,14 @@ import jax.numpy as jnp
 
 from ar_jax.api import Array, Aux, Batch, Params, Stats, weighted_mean
 from ar_jax.objectives.ranges import check_weight
+from ar_jax.objectives.reconstruction import check_image_terms, image_terms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KLTokenizerObjective:
-    """l1 + l2 + KL divergence from the standard normal, each times its weight (arXiv:2112.10752).
+    """Reconstruction and perceptual terms + KL divergence from the standard normal, with weights.
+
+    (arXiv:2112.10752)
 
     All terms are per pixel value: the divergence of an image's latents, in nats, is divided by the
     image's numbers, which is the official balance of sums over both.
@@ -22,6 +25,8 @@ class KLTokenizerObjective:
     Attributes:
         tokenizer: a `ar_jax.tokenizers.kl.KLTokenizer`.
         l1, l2: weights of the mean absolute and the mean squared error of images in [-1, 1].
+        charbonnier, charbonnier_epsilon, perceptual, perceptual_network, perceptual_weights: see
+            `ar_jax.objectives.tokenizer.TokenizerObjective`.
         kl: weight of the divergence.
 
     The metric ``latent_power`` is the latents' mean square: ``tokenizer.scale`` should be about its
@@ -31,11 +36,17 @@ class KLTokenizerObjective:
     tokenizer: Any
     l1: float = 0.0
     l2: float = 1.0
+    charbonnier: float = 0.0
+    charbonnier_epsilon: float = 1e-3
+    perceptual: float = 0.0
+    perceptual_network: str = "vgg"
+    perceptual_weights: str = ""
     kl: float = 1e-6
 
     def __post_init__(self) -> None:
         for term in ("l1", "l2", "kl"):
             check_weight(term, getattr(self, term))
+        check_image_terms(self)
 
     @property
     def tokens_per_image(self) -> int:
@@ -84,7 +95,8 @@ class KLTokenizerObjective:
             "latent_power": weighted_mean(power, mask),
         }
         loss = self.l1 * l1 + self.l2 * l2 + self.kl * kl / (images.size / len(images))
-        return loss, Aux(metrics=metrics)
+        more, terms = image_terms(self, frozen, images, reconstruction, mask)
+        return loss + more, Aux(metrics=metrics | terms)
 
     def finish(
         self, params: Params, stats: Stats, sums: Any, last: Any, key: Array

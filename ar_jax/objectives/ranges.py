@@ -21,3 +21,9 @@ def check_weight(field: str, value: float) -> None:
     """Raises ValueError unless the weight of a term is finite and not negative."""
     if not 0 <= value < math.inf:
         raise ValueError(f"objective.{field} is {value}; it must be >= 0")
+
+
+def check_epsilon(field: str, value: float) -> None:
+    """Raises ValueError unless the value is finite and positive."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"objective.{field} is {value}; it must be positive")

@@ -11,15 +11,21 @@ import jax.numpy as jnp
 from ar_jax.api import Array, Aux, Batch, Params, Stats, weighted_mean
 from ar_jax.nn.quantize import Assignments, code_counts, normalise, perplexity, usage, vector_sums
 from ar_jax.objectives.ranges import check_decay, check_weight
+from ar_jax.objectives.reconstruction import check_image_terms, image_terms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerObjective:
-    """reconstruction + codebook + commitment + entropy, each times its weight.
+    """reconstruction + perceptual + codebook + commitment + entropy, each times its weight.
 
     Attributes:
         tokenizer: a `ar_jax.tokenizers.tokenizer.Tokenizer`.
         l1, l2: weights of the mean absolute and the mean squared error of images in [-1, 1].
+        charbonnier: weight of the mean sqrt(error^2 + charbonnier_epsilon^2), an l1 that is smooth
+            at zero.
+        perceptual: weight of the distance in the features of ``perceptual_network``: LPIPS with
+            'vgg' or 'alexnet', whose weights are in the file ``perceptual_weights``, or the shipped
+            Fashion-MNIST 'classifier'.
         codebook, commitment, entropy: weights of the quantiser's terms.
         usage_decay: decay of the code histogram behind the usage and perplexity metrics and the
             restarts.
@@ -27,15 +33,19 @@ class TokenizerObjective:
         restart_below: codes whose share of the histogram is below this fraction of the uniform
             share restart as a random vector of the batch; 0 never restarts.
 
-    A perceptual term is one more summand of `loss`, with a weight here; its network's parameters
-    come in ``frozen``, as a generator's tokenizer does. An adversarial one is a summand too, but
-    its discriminator trains against the tokenizer: that needs parameters and an optimiser of their
-    own beside those of the train state.
+    The perceptual network's parameters come in ``frozen``, as a generator's tokenizer does. An
+    adversarial term would be a summand too, but its discriminator trains against the tokenizer:
+    that needs parameters and an optimiser of their own beside those of the train state.
     """
 
     tokenizer: Any
     l1: float = 0.0
     l2: float = 1.0
+    charbonnier: float = 0.0
+    charbonnier_epsilon: float = 1e-3
+    perceptual: float = 0.0
+    perceptual_network: str = "vgg"
+    perceptual_weights: str = ""
     codebook: float = 1.0
     commitment: float = 0.25
     entropy: float = 0.0
@@ -46,6 +56,7 @@ class TokenizerObjective:
     def __post_init__(self) -> None:
         for term in ("l1", "l2", "codebook", "commitment", "entropy"):
             check_weight(term, getattr(self, term))
+        check_image_terms(self)
         check_decay("usage_decay", self.usage_decay)
         check_decay("ema_decay", self.ema_decay)
         if not 0 <= self.restart_below < 1:
@@ -96,7 +107,7 @@ class TokenizerObjective:
         train: bool,
         step: Array | int = 0,
     ) -> tuple[Array, Aux]:
-        """See `ar_jax.api.Objective`; images are uint8."""
+        """See `ar_jax.api.Objective`; images are uint8, ``frozen`` as `frozen_shapes` says."""
         images = batch["image"].astype(jnp.float32) / 127.5 - 1.0
         mask = batch.get("mask")
         reconstruction, quantized = self.tokenizer.apply({"params": params}, images, mask)
@@ -123,8 +134,9 @@ class TokenizerObjective:
         }
         if self.entropy:
             metrics["entropy_loss"] = quantized.entropy_loss
-        metrics |= self._codebook_metrics(stats)
-        return loss, Aux(metrics=metrics, **(self._updates(quantized, key) if train else {}))
+        more, terms = image_terms(self, frozen, images, reconstruction, mask)
+        metrics |= terms | self._codebook_metrics(stats)
+        return loss + more, Aux(metrics=metrics, **(self._updates(quantized, key) if train else {}))
 
     def finish(
         self, params: Params, stats: Stats, sums: Any, last: Any, key: Array

@@ -22,6 +22,7 @@ from ar_jax.api import Params
 from ar_jax.build import build_objective, build_sampling, create_sampler, trains_tokenizer
 from ar_jax.io.run_info import environment
 from ar_jax.objectives.likelihood import init_tokenizer
+from ar_jax.objectives.perceptual import frozen_shapes
 from ar_jax.parallel.mesh import put_batch, use_mesh
 from ar_jax.parallel.rules import shardings
 from ar_jax.sampling.loop import image_keys
@@ -147,6 +148,8 @@ def measure_training(
         tokens = system.schedule.length
     elif inputs == "codes":
         raise ValueError("--inputs='codes': a tokenizer trains on images")
+    else:
+        frozen = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), frozen_shapes(objective))
     if inputs == "codes":
         shape = (rows, *tokenizer.encoding_shape)
         if tokenizer.codebook_size is None:

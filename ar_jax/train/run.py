@@ -27,6 +27,7 @@ from ar_jax.io.run_info import check_workdir, read_config
 from ar_jax.objectives.likelihood import init_tokenizer
 from ar_jax.train.fields import read_settings
 from ar_jax.train.loop import Outcome, train
+from ar_jax.train.perceptual import load_perceptual
 from ar_jax.train.preview import build_preview
 from ar_jax.train.start_from import read_init_from
 
@@ -56,7 +57,9 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> Outcome:
     tokenizer = getattr(objective, "tokenizer", None) or objective.system.tokenizer
     check_images(config, tokenizer.image_shape)
     frozen: Params = {}
-    if not trains_tokenizer(config):
+    if trains_tokenizer(config):
+        frozen = load_perceptual(objective, workdir)
+    else:
         check_classes(config)
         check_sampling(config, objective.system)
         frozen = {"tokenizer": load_tokenizer(config, workdir, objective.system)}

@@ -43,6 +43,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     config.objective = dict(name="kl_tokenizer", l2=1.0, kl=3e-3)
+    # Weights 0: `perceptual` takes the features of the shipped classifier of these images.
+    config.objective.update(
+        charbonnier=0.0, perceptual=0.0, perceptual_network="classifier", perceptual_weights=""
+    )
     config.train = dict(
         steps=10_000,
         batch_size=64,

@@ -47,6 +47,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.objective = dict(
         name="tokenizer", l2=1.0, codebook=1.0, commitment=0.25, restart_below=0.05
     )
+    # Weights 0: `perceptual` takes the features of the shipped classifier of these images.
+    config.objective.update(
+        charbonnier=0.0, perceptual=0.0, perceptual_network="classifier", perceptual_weights=""
+    )
     config.train = dict(
         steps=5_000,
         batch_size=64,

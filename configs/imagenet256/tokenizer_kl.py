@@ -10,11 +10,14 @@ The folder holds train/<class>/ and val/<class>/ with the images of ILSVRC2012. 
     none      66,456,019
 
 github.com/LTH14/mar releases the trained network (kl16.ckpt, which experiments/convert.py takes)
-without its training. The recipe below is that of latent diffusion's autoencoders, absolute error
-and a small divergence; missing here, and behind the released one, are the perceptual loss (LPIPS)
-and the adversarial one (PatchGAN): expect blurrier images. ``tokenizer.scale`` is the released
-network's; for your own set it to latent_power ** -0.5 of the metrics, in the generator's config
-too.
+without its training. The recipe below is that of latent diffusion's autoencoders, absolute error,
+LPIPS (weight 1) and a small divergence; missing here, and behind the released one, is the
+adversarial loss (PatchGAN): expect blurrier images. ``tokenizer.scale`` is the released network's;
+for your own set it to latent_power ** -0.5 of the metrics, in the generator's config too.
+
+Perceptual term: LPIPS with VGG16, whose trained weights are not part of this project. Without the
+file the run is refused with the two addresses and the command that makes it (experiments/convert.py
+--family=lpips --out=weights/lpips_vgg.npz); --config.objective.perceptual=0 trains without.
 """
 
 import ml_collections
@@ -62,6 +65,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     config.objective = dict(name="kl_tokenizer", l1=1.0, l2=0.0, kl=1e-6)
+    config.objective.update(
+        charbonnier=0.0,
+        perceptual=1.0,
+        perceptual_network="vgg",
+        perceptual_weights="weights/lpips_vgg.npz",
+    )
     iterations = 10_009  # of an epoch: 1,281,167 images, batches of 128
     config.train = dict(
         steps=40 * iterations,

@@ -7,7 +7,11 @@ The folder holds train/<class>/ and val/<class>/ with the images of ILSVRC2012. 
 parameters. The released weights (github.com/bytedance/1d-tokenizer) come without a recipe, and
 experiments/convert.py takes them as they are. The recipe below is that of tokenizer_vq.py with
 MaskGIT's quantiser losses, in which the codes follow the features at a quarter of the pace and not
-the reverse; perceptual and adversarial losses are missing: expect blurrier images.
+the reverse; the adversarial loss is missing: expect blurrier images.
+
+Perceptual term: LPIPS with VGG16, whose trained weights are not part of this project. Without the
+file the run is refused with the two addresses and the command that makes it (experiments/convert.py
+--family=lpips --out=weights/lpips_vgg.npz); --config.objective.perceptual=0 trains without.
 """
 
 import ml_collections
@@ -50,6 +54,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     config.objective = dict(name="tokenizer", l2=1.0, codebook=0.25, commitment=1.0)
+    config.objective.update(
+        charbonnier=0.0,
+        perceptual=1.0,
+        perceptual_network="vgg",
+        perceptual_weights="weights/lpips_vgg.npz",
+    )
     iterations = 10_009  # of an epoch: 1,281,167 images, batches of 128
     config.train = dict(
         steps=40 * iterations,

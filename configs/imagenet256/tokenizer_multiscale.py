@@ -9,8 +9,13 @@ parameters; VAR d30 on these codes has a published FID of 1.97, the tokenizer's 
 Architecture: the builder and the quantiser of github.com/FoundationVision/VAR. A recipe is not
 published: the repository has no training script for the tokenizer, and according to the paper the
 released weights were trained on OpenImages with adversarial and perceptual losses. Data, optimiser
-and batch here are those of LlamaGen's tokenizer (tokenizer_vq.py), and the losses are those that
-this project has: mean squared error, codebook, commitment 0.25. Expect blurrier images.
+and batch here are those of LlamaGen's tokenizer (tokenizer_vq.py), and so are the losses: mean
+squared error, LPIPS (weight 1), codebook, commitment 0.25. The adversarial one is missing: expect
+blurrier images.
+
+Perceptual term: LPIPS with VGG16, whose trained weights are not part of this project. Without the
+file the run is refused with the two addresses and the command that makes it (experiments/convert.py
+--family=lpips --out=weights/lpips_vgg.npz); --config.objective.perceptual=0 trains without.
 """
 
 import ml_collections
@@ -59,6 +64,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     config.objective = dict(name="tokenizer", l2=1.0, codebook=1.0, commitment=0.25)
+    config.objective.update(
+        charbonnier=0.0,
+        perceptual=1.0,
+        perceptual_network="vgg",
+        perceptual_weights="weights/lpips_vgg.npz",
+    )
     iterations = 10_009  # of an epoch: 1,281,167 images, batches of 128
     config.train = dict(
         steps=40 * iterations,

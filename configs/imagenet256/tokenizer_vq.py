@@ -10,10 +10,13 @@ The folder holds train/<class>/ and val/<class>/ with the images of ILSVRC2012. 
     none      VQ-16      16 x 16  71,883,403            2.19
     vq8       VQ-8       32 x 32  70,109,835            0.59
 
-Recipe: tokenizer/tokenizer_image/vq_train.py of github.com/FoundationVision/LlamaGen. Missing here,
-and behind the published numbers: the perceptual loss (LPIPS, weight 1) and the adversarial one
-(PatchGAN, hinge, weight 0.5 from step 20,000 on). With the losses below, mean squared error,
-codebook, commitment 0.25, expect blurrier images.
+Recipe: tokenizer/tokenizer_image/vq_train.py of github.com/FoundationVision/LlamaGen: mean squared
+error, LPIPS (weight 1), codebook, commitment 0.25. Missing here, and behind the published numbers:
+the adversarial loss (PatchGAN, hinge, weight 0.5 from step 20,000 on). Expect blurrier images.
+
+Perceptual term: LPIPS with VGG16, whose trained weights are not part of this project. Without the
+file the run is refused with the two addresses and the command that makes it (experiments/convert.py
+--family=lpips --out=weights/lpips_vgg.npz); --config.objective.perceptual=0 trains without.
 """
 
 import ml_collections
@@ -60,6 +63,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     config.objective = dict(name="tokenizer", l2=1.0, codebook=1.0, commitment=0.25)
+    config.objective.update(
+        charbonnier=0.0,
+        perceptual=1.0,
+        perceptual_network="vgg",
+        perceptual_weights="weights/lpips_vgg.npz",
+    )
     iterations = 10_009  # of an epoch: 1,281,167 images, batches of 128
     config.train = dict(
         steps=40 * iterations,
