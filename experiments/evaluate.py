@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -67,8 +68,8 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images at a time.")
 SOURCE = flags.DEFINE_string("source", None, "The real images, as config.data.source.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
 STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; default the newest.")
-LPIPS = flags.DEFINE_string("lpips", None, "Converted weights, for the LPIPS of reconstructions.")
 BEST = flags.DEFINE_bool("best", False, "The checkpoint that config.train.best_metric kept.")
+LPIPS = flags.DEFINE_string("lpips", None, "Converted weights, for the LPIPS of reconstructions.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a report that exists.")
 
 
@@ -89,8 +90,13 @@ def evaluate_stored(samples: str) -> Path:
     """Of files; returns the report's directory."""
     if KIND.value is None or OUT.value is None:
         raise app.UsageError("--samples needs --kind=generation or reconstruction, and --out")
-    evaluate = evaluate_samples if KIND.value == "generation" else evaluate_reconstructions
-    evaluate(samples, OUT.value, standard(), overwrite=OVERWRITE.value)
+    overwrite: Any = {"overwrite": OVERWRITE.value}
+    if KIND.value == "reconstruction":
+        evaluate_reconstructions(samples, OUT.value, standard(), lpips=LPIPS.value, **overwrite)
+    elif LPIPS.value is not None:
+        raise app.UsageError("--lpips is of reconstructions")
+    else:
+        evaluate_samples(samples, OUT.value, standard(), **overwrite)
     return Path(OUT.value)
 
 

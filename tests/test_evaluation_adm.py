@@ -154,7 +154,7 @@ def test_features_that_are_refused():
 def test_the_benchmark_measures_every_metric(tmp_path, capsys):
     sizes = ("--samples=40", "--reference=48", "--width=8", "--batch_size=4", "--size=16")
     out = tmp_path / "metrics.json"
-    with script("benchmarks/metrics", "--images=0", *sizes, f"--out={out}") as module:
+    with script("benchmarks/metrics", *sizes, f"--out={out}") as module:
         module.main(["metrics"])
     rows = json.loads(out.read_text())
     names = [row["metric"] for row in rows]

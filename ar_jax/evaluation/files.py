@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ar_jax.evaluation.adm import (
     Standard,
     check_balance,
@@ -18,9 +20,10 @@ from ar_jax.evaluation.adm import (
 )
 from ar_jax.evaluation.features import Gathered
 from ar_jax.evaluation.image_set import open_images
+from ar_jax.evaluation.lpips import load_lpips
 from ar_jax.evaluation.reconstruction import ReconstructionMeter
 from ar_jax.evaluation.reference import open_reference
-from ar_jax.evaluation.report import REPORT_JSON, read_report, write_report
+from ar_jax.evaluation.report import REPORT_JSON, metric, read_report, write_report
 from ar_jax.evaluation.sections import reconstruction_section
 from ar_jax.evaluation.standard import (
     code_version,
@@ -68,6 +71,7 @@ def evaluate_reconstructions(
     directory: str | Path,
     standard: Standard,
     *,
+    lpips: str | Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Compares stored reconstructions with their originals, image by image and as sets.
@@ -75,6 +79,7 @@ def evaluate_reconstructions(
     Args:
         reconstructions: npz or folder, in the order of the originals.
         directory: gets report.json and report.md.
+        lpips: converted weights, for their LPIPS too.
 
     Raises:
         ValueError: names what is wrong; statistics in the place of originals, for one.
@@ -92,7 +97,8 @@ def evaluate_reconstructions(
         )
     count = check_number(images.name, images.count, rules.num_images)
     check_rank(standard.extractor, images.name, count, rules)
-    meter = ReconstructionMeter()
+    perceptual = None if lpips is None else load_lpips(lpips, images.shape)
+    meter, distances = ReconstructionMeter(), [np.zeros(0)]
     sets = Gathered.empty("originals"), Gathered.empty("reconstructions")
     for pair in zip(
         originals.first(count, rules.batch_size),
@@ -100,12 +106,19 @@ def evaluate_reconstructions(
         strict=True,
     ):
         meter.add(*pair)
+        if perceptual is not None:
+            distances.append(perceptual(*pair))
         for gathered, batch in zip(sets, pair, strict=True):
             gathered.add(standard.extractor(batch))
     distance = reconstruction_distance(standard.extractor, *sets, reference=originals.identity)
     section = reconstruction_section(meter.result(), "images")
     section["about"] += f" Reconstructions: {images.identity}. Measured by {code_version()}."
     section["metrics"] |= distance_metrics(distance)
+    if perceptual is not None:
+        mean = float(np.concatenate(distances).mean(dtype=np.float64))
+        section["metrics"][perceptual.name] = metric(
+            mean, f"{perceptual.measured}; {count:,} images"
+        )
     write_report(
         directory, f"Reconstructions of {Path(reconstructions).name}", {"reconstruction": section}
     )

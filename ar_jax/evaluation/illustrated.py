@@ -140,12 +140,12 @@ def reconstruction_section(seen: Reconstructions, evaluation: Evaluation) -> dic
         save_tiles(evaluation.directory / "reconstructions.png", pairs)
         pictures = {"Test images, each above its reconstruction.": "reconstructions.png"}
     section = sections.reconstruction_section(seen.result, "test images", pictures)
-    if evaluation.lpips is not None:
-        of = f"{evaluation.lpips.measured}; {seen.result.count:,} test images"
-        section["metrics"][evaluation.lpips.name] = metric(seen.lpips, of)
     if seen.distance is not None:
         section["about"] += f" Measured by {code_version()}."
         section["metrics"] |= distance_metrics(seen.distance)
+    if evaluation.lpips is not None:
+        of = f"{evaluation.lpips.measured}; {seen.result.count:,} test images"
+        section["metrics"][evaluation.lpips.name] = metric(seen.lpips, of)
     return section
 
 

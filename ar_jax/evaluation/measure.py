@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.api import Params, System
@@ -48,8 +47,8 @@ class Evaluation:
         batch_size: of everything.
         seed: of the samples and the draws.
         progress: show bars.
-        lpips: also measured on reconstructions; None: no weights were given.
         standard: what FID and its like are measured with; None: they are not.
+        lpips: also measured on reconstructions; None: no weights were given.
     """
 
     data: dict[str, Data]
@@ -61,8 +60,8 @@ class Evaluation:
     batch_size: int
     seed: int
     progress: bool
-    lpips: LpipsMetric | None = None
     standard: Standard | None = None
+    lpips: LpipsMetric | None = None
 
     def title(self, text: str) -> str:
         """Of a progress bar; empty for none."""
@@ -85,8 +84,8 @@ class Reconstructions:
         originals, images: some of the test images and their reconstructions, for a picture, uint8
             [n, H, W, C].
         all: of all test images, where there is a judge of them.
-        lpips: its mean, where it is measured.
         distance: of the two sets, where there is an extractor of standard metrics.
+        lpips: its mean, where it is measured.
     """
 
     result: ReconstructionResult
@@ -94,8 +93,8 @@ class Reconstructions:
     originals: np.ndarray
     images: np.ndarray
     all: np.ndarray | None
-    lpips: float | None = None
     distance: ReconstructionDistance | None = None
+    lpips: float | None = None
 
 
 def reconstruct(
@@ -106,14 +105,14 @@ def reconstruct(
     meter = ReconstructionMeter()
     counter = None
     if tokenizer.codebook_size is not None:
-        counter = CodeCounter([h * w for h, w in tokenizer.grids], tokenizer.index_size)
+        counter = CodeCounter([h * w for h, w in tokenizer.grids], tokenizer.codebook_size)
     batches = -(-min(limit or len(data.source), len(data.source)) // evaluation.batch_size)
     a_batch = -(-SHOWN // batches)
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     kept: list[np.ndarray] = []
-    distances: list[np.ndarray] = []
     standard = evaluation.standard
     sets = Gathered.empty("originals"), Gathered.empty("reconstructions")
+    distances: list[np.ndarray] = []
     for batch in coded_batches(
         tokenizer,
         params,
@@ -128,7 +127,7 @@ def reconstruct(
         if evaluation.lpips is not None:
             distances.append(evaluation.lpips(originals, images))
         if counter is not None:
-            counter.add(np.asarray(tokenizer.index(jnp.asarray(rows(batch, "codes")))))
+            counter.add(rows(batch, "codes"))
         shown.append((originals[:a_batch], images[:a_batch]))
         if standard is not None:
             for gathered, part in zip(sets, (originals, images), strict=True):
@@ -142,12 +141,12 @@ def reconstruct(
         originals=first,
         images=second,
         all=np.concatenate(kept) if kept else None,
-        lpips=float(np.concatenate(distances).mean(dtype=np.float64)) if distances else None,
         distance=None
         if standard is None
         else reconstruction_distance(
             standard.extractor, *sets, reference=f"the same images of {data.source.name}"
         ),
+        lpips=float(np.concatenate(distances).mean(dtype=np.float64)) if distances else None,
     )
 
 

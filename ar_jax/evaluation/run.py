@@ -112,8 +112,8 @@ def evaluate_workdir(
             batch_size=batch_size,
             seed=seed,
             progress=progress,
-            lpips=distance,
             standard=standard,
+            lpips=distance,
         )
         weights = describe_weights(workdir, config, step)
         if is_tokenizer:
@@ -159,12 +159,7 @@ def evaluate_tokenizer(
             xlabel="scale",
         )
         pictures = {"Codebook usage and perplexity of every scale.": "codebook.png"}
-        entries = "entries"
-        if codes.vocab_size != tokenizer.codebook_size:
-            entries = f"values of the first {codes.vocab_size.bit_length() - 1} bits of a code"
-        report["codebook"] = sections.codebook_section(
-            codes, names, "test images", pictures, entries
-        )
+        report["codebook"] = sections.codebook_section(codes, names, "test images", pictures)
     return report | illustrated.bound_section(seen, evaluation)
 
 

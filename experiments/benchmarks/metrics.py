@@ -1,8 +1,8 @@
-"""Measures what evaluation costs on this machine: Inception, and each metric of its features.
+"""Measures what each metric costs on this machine, beside the network that gives its features.
 
-    python experiments/benchmarks/metrics.py --images=2000 --out=metrics.json
+    python experiments/benchmarks/metrics.py --out=metrics.json
 
-Weights, images and features are random: no number but the time is of interest. "CPU" is this
+Images and features are random: no number but the time is of interest. "CPU" is this
 process's CPU seconds, all cores together, to which other programs on the machine add little; "peak"
 is the most memory that the process has held so far, in MiB.
 """
@@ -16,20 +16,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
 
-from ar_jax.evaluation.features import InceptionFeatures
 from ar_jax.evaluation.frechet import FeatureAccumulator, frechet_distance
-from ar_jax.evaluation.inception import InceptionNetwork
 from ar_jax.evaluation.inception_score import inception_score
 from ar_jax.evaluation.manifold import precision_recall
 from ar_jax.evaluation.reconstruction import ReconstructionMeter
-from ar_jax.nn.inception import LOGITS, POOL, param_shapes
+from ar_jax.nn.inception import LOGITS, POOL
 
-IMAGES = flags.DEFINE_integer("images", 256, "Images through Inception; 0: it is left out.")
-SIZE = flags.DEFINE_integer("size", 256, "Their height and width.")
+SIZE = flags.DEFINE_integer("size", 256, "Height and width of images.")
 SAMPLES = flags.DEFINE_integer("samples", 2048, "Features of samples.")
 REFERENCE = flags.DEFINE_integer("reference", 10_000, "Features of the reference.")
 WIDTH = flags.DEFINE_integer("width", POOL, "Of the features.")
@@ -64,12 +60,6 @@ def measure_all() -> list[Row]:
         return result
 
     pixels = rng.integers(0, 256, (batch, SIZE.value, SIZE.value, 3), dtype=np.uint8)
-    if IMAGES.value:
-        network = InceptionNetwork(random_weights(rng), {}, tuple(jax.local_devices()))
-        extractor = InceptionFeatures(network, batch)
-        timed("Inception, compilation", batch, lambda: extractor(pixels))
-        steps = -(-IMAGES.value // batch)
-        timed("Inception", steps * batch, lambda: [extractor(pixels).pool[0] for _ in range(steps)])
 
     def features(count: int) -> np.ndarray:
         return np.abs(rng.normal(0.4, 0.3, (count, width))).astype(np.float32)
@@ -93,19 +83,6 @@ def measure_all() -> list[Row]:
     meter = ReconstructionMeter()
     timed("MSE, PSNR, SSIM", batch, lambda: meter.add(pixels, pixels[::-1]))
     return rows
-
-
-def random_weights(rng: np.random.Generator) -> Any:
-    """Of Inception; kernels keep the scale of what they take, variances are 1."""
-
-    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        if leaf.ndim < 2:
-            name = jax.tree_util.keystr(path)
-            return np.full(leaf.shape, float("bias" not in name and "mean" not in name), np.float32)
-        deviation = np.sqrt(2 / np.prod(leaf.shape[:-1]))
-        return (deviation * rng.normal(size=leaf.shape)).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, param_shapes())
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from ar_jax.convert.parity.vq_objectives import (
     titok_generator,
 )
 from ar_jax.nn.discriminators import PatchDiscriminator
-from ar_jax.nn.quantize import squared_distances
+from ar_jax.nn.quantize import entropies
 from ar_jax.objectives.adversarial import (
     DISCRIMINATOR_LOSSES,
     GENERATOR_LOSSES,
@@ -142,7 +142,7 @@ def _entropy(case: Case) -> Outputs:
         more = jnp.sqrt(radius - jnp.square(halves).sum(1, keepdims=True))
         codebook = jnp.concatenate([halves, more], axis=1)
         vectors = jnp.eye(rows, rows + 1, dtype=jnp.float32)
-        each, mean = squared_distances(vectors, codebook, case.spec["config"]["mg_temperature"])
+        each, mean = entropies(vectors, codebook, case.spec["config"]["mg_temperature"])
         return each - mean
 
     value, grad = jax.jit(jax.value_and_grad(loss))(affinity)
