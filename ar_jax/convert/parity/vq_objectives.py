@@ -50,8 +50,13 @@ def load_pieces(case: Case) -> Pieces:
     params, network = lpips_case.load(case, "vgg")
     images = nhwc(case, "img")
 
+    # Compiled by itself, once for all losses, and with arguments: XLA would compute constants.
+    @jax.jit
+    def distance(params: Any, made: jax.Array, images: jax.Array) -> jax.Array:
+        return lpips(params, made, images, network=network).mean()
+
     def perceptual(reconstruction: jax.Array) -> jax.Array:
-        return lpips(params, reconstruction, images, network=network).mean()
+        return distance(params, reconstruction, images)
 
     kernel = jnp.asarray(case["last_w"]).transpose(2, 3, 1, 0)
     hidden = nhwc(case, "last_h")
@@ -66,7 +71,8 @@ def llamagen_generator(pieces: Pieces, judge: Judge) -> Outputs:
     params, start = judge.variables["params"], case.spec["config"]["disc_start"]
 
     def make(l1: bool, weights: tuple[float, float], adversary: Adversary) -> Any:
-        @jax.jit
+        deceive = jax.jit(adversary.deceive)
+
         def run(step: Any) -> dict[str, Any]:
             def nll(kernel: Any, offset: Any) -> tuple[jax.Array, Any]:
                 made = pieces.reconstruct(kernel, offset)
@@ -76,7 +82,7 @@ def llamagen_generator(pieces: Pieces, judge: Judge) -> Outputs:
                 return weights[0] * rec + weights[1] * perceptual, (rec, perceptual)
 
             def adverse(kernel: Any, offset: Any) -> tuple[jax.Array, Any]:
-                return adversary.deceive(params, judge.stats, pieces.reconstruct(kernel, offset))
+                return deceive(params, judge.stats, pieces.reconstruct(kernel, offset))
 
             (plain, terms), one = jax.value_and_grad(nll, (0, 1), has_aux=True)(
                 pieces.kernel, zeros
@@ -168,16 +174,16 @@ def titok_generator(pieces: Pieces, judge: Judge) -> Outputs:
     adversary = _titok_adversary(judge)
     images, given = (pieces.images + 1) / 2, nhwc(case, "titok_rec")
     moments = jnp.moveaxis(jnp.asarray(case["kl_moments_bcn"]), 1, -1)
+    deceive = jax.jit(adversary.deceive)
 
     def run(
         name: str, step: int, l1: bool = False, vae: bool = False, rec_weight: float = 1.0
     ) -> Outputs:
-        @jax.jit
         def total(made: jax.Array) -> tuple[jax.Array, Any]:
             error = made - images
             rec = rec_weight * (jnp.abs(error).mean() if l1 else jnp.square(error).mean())
             perceptual = config["perceptual_weight"] * pieces.perceptual(2 * made - 1)
-            deceit, _ = adversary.deceive(judge.variables["params"], judge.stats, 2 * made - 1)
+            deceit, _ = deceive(judge.variables["params"], judge.stats, 2 * made - 1)
             weight = adversary.weight_at(step)
             if vae:
                 rec = rec / jnp.exp(config["logvar_init"])
