@@ -21,8 +21,8 @@ one file each, for the perceptual loss of tokenizers and for evaluation:
     python experiments/convert.py --family=lpips --files=vgg16-397923af.pth,vgg.pth \
         --out=weights/lpips_vgg.npz
 
-(the backbone from download.pytorch.org/models, or alexnet-owt-7be5be79.pth, and the linear layers
-from lpips/weights/v0.1 of github.com/richzhang/PerceptualSimilarity);
+(the backbone is torchvision's, or alexnet-owt-7be5be79.pth, and the linear layers are those of
+lpips/weights/v0.1 of github.com/richzhang/PerceptualSimilarity);
 
     python experiments/convert.py --family=inception \
         --files=pt_inception-2015-12-05-6726825d.pth --out=weights/inception.npz

@@ -103,8 +103,16 @@ def test_what_is_searched_for_each_system(four_devices):
         (train_phase, "jit(train_step)/jvp(tokenizer)/KLTokenizer.codes_of/exp", "tokenizer"),
         (train_phase, "jit(train_step)/jvp(KLTokenizer)/autoencoder/encoder/conv", "forward"),
         (train_phase, "jit(train_step)/transpose(jvp(Tokenizer))/quantizer/dot", "backward"),
-        (sample_phase, "jit(draw_codes)/while/body/backbone/EncoderDecoder.decode/dot", "backbone"),
-        (sample_phase, "jit(draw_codes)/while/body/head/while/body/DiffusionHead/dot", "head"),
+        (
+            sample_phase,
+            "jit(draw_codes)/while/body/refine_backbone/EncoderDecoder.decode/dot",
+            "refine_backbone",
+        ),
+        (
+            sample_phase,
+            "jit(draw_codes)/while/body/refine_head/while/body/DiffusionHead/dot",
+            "refine_head",
+        ),
         (sample_phase, "jit(draw_codes)/while/body/scatter", None),
         (decode_phase, "jit(decode_codes)/Tokenizer.decode/quantizer.lookup/take", "quantizer"),
         (decode_phase, "jit(decode_codes)/KLTokenizer.decode/autoencoder/decoder/conv", "decoder"),
@@ -120,7 +128,7 @@ def test_phases(phase, op_name, expected):
     ("config", "program", "phases"),
     [
         ("mar", "train", {"forward", "head and loss", "head and loss backward", "backward"}),
-        ("mar", "sample", {"backbone", "head"}),
+        ("mar", "sample", {"refine_backbone", "refine_head"}),
         ("mar", "decode", {"decoder"}),
         ("var", "decode", {"quantizer", "decoder"}),
         ("tokenizer_kl", "train", {"forward", "backward", "optimizer"}),

@@ -32,7 +32,7 @@ from tests.converted_cases import (
 from tests.quick_compilation import quick_compilation  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-FAMILIES = ("var", "llamagen")
+FAMILIES = (pytest.param("var", marks=pytest.mark.slow), "llamagen")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

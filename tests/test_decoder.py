@@ -73,7 +73,13 @@ def condition_of(system: System) -> dict[str, jax.Array]:
     return toy_labels(BATCH)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("rectangles", "equal sizes") else ())
+        for name in VARIANTS
+    ],
+)
 def test_cached_logits_equal_teacher_forced_ones(variant):
     system, params = system_of(variant)
     cond, codes = condition_of(system), toy_codes(system, BATCH)
@@ -200,7 +206,10 @@ def test_a_cache_needs_the_unrolled_stack():
         )
 
 
-@pytest.mark.parametrize(("variant", "policy"), [("next_scale", "block"), ("raster", "dots")])
+@pytest.mark.parametrize(
+    ("variant", "policy"),
+    [("next_scale", "block"), pytest.param("raster", "dots", marks=pytest.mark.slow)],
+)
 def test_recomputation_changes_no_gradient(variant, policy):
     system, params = system_of(variant)
     context = apply(

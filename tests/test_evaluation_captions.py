@@ -85,6 +85,7 @@ def directory(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.slow
 def test_a_converted_model_draws_for_captions_what_the_official_code_draws(directory, tmp_path):
     case = Case.load(GOLDEN / "llamagen/tiny")
     mask = case["t2i_caption_mask"] > 0

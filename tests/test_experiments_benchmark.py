@@ -46,6 +46,7 @@ def test_generator_by_the_script(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.slow
 def test_tokenizer():
     result = benchmark(smoke_config("tokenizer_vq"), steps=1, warmup=0, sample_batch_size=2)
     assert list(result) == ["environment", "parameters", "train", "encode", "decode"]

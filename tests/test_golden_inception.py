@@ -24,7 +24,8 @@ def case() -> Case:
     return Case.load(GOLDEN / "full")
 
 
-@pytest.mark.parametrize("batch", ["__a", pytest.param("", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batch", ["__a", ""])
+@pytest.mark.slow
 def test_parity(case, batch):
     check(inception, part_of(case, [n for n in case.io if n.endswith(batch)], case.spec))
 

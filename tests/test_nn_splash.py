@@ -49,7 +49,7 @@ def value_and_gradients(
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n == "raster" else ()) for n in STEPS]
+    "name", [pytest.param(n, marks=pytest.mark.slow if n != "next_scale" else ()) for n in STEPS]
 )
 @pytest.mark.parametrize("hidden", [0, 7])
 def test_kernel_equals_xla_forward_and_backward(name, hidden):

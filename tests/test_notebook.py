@@ -70,6 +70,7 @@ def drawn_by_sliders(notebook: Any) -> list[list[Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_from_training_to_samples(notebook, tmp_path):
     os.symlink(ROOT, tmp_path / "ar_jax_project")
     source = write_fashion(tmp_path / "images")

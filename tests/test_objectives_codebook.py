@@ -119,9 +119,8 @@ def test_entropies_of_a_batch_on_eight_devices(name):
     assert one[1].metrics["codebook_entropy"] > mean + 1e-3  # a mean over devices is another number
 
 
-@pytest.mark.parametrize(
-    ("l2_norm", "update"), [(True, "ema"), pytest.param(False, "gradient", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("l2_norm", "update"), [(True, "ema"), (False, "gradient")])
+@pytest.mark.slow
 def test_codebook_starts_from_the_means_of_the_first_vectors(l2_norm, update):
     """Once, as soon as there are enough of them; four batches have 256 vectors each."""
     fields = dict(l2_norm=l2_norm, codebook_update=update)
@@ -169,7 +168,7 @@ def test_a_fixed_codebook_is_moved_by_nothing():
         pytest.param("vq", "gradient", marks=pytest.mark.slow),
         pytest.param("vq", "ema", marks=pytest.mark.slow),
         pytest.param("multiscale_vq", "gradient", marks=pytest.mark.slow),
-        ("multiscale_vq", "ema"),
+        pytest.param("multiscale_vq", "ema", marks=pytest.mark.slow),
     ],
 )
 def test_codebooks_on_one_and_on_eight_devices(name, update):

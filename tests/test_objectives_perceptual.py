@@ -144,7 +144,7 @@ COLOUR = {"image_size": 32, "image_channels": 3, "multipliers": (1, 1, 1)}
 
 def test_a_term_without_weights_is_refused(tmp_path):
     """At build, or before anything is trained; the message says where they come from."""
-    said = r"get vgg16-397923af.pth from https://download.pytorch.org(.|\n)*--family=lpips "
+    said = r"get vgg16-397923af.pth, torchvision's ImageNet weights(.|\n)*--family=lpips "
     said += r"--files=vgg16-397923af.pth,vgg.pth(.|\n)*--config.objective.perceptual=0"
     for kind in OBJECTIVES:
         large = COLOUR if kind != "multiscale" else COLOUR | {"image_size": 28}

@@ -222,6 +222,7 @@ def test_training_anneals_and_evaluation_does_not_know(training):
     assert len({losses[0], losses[2], losses[3]}) == 3
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_train_in_the_same_orders(training):
     objective, params, frozen, batch = training
     one = evaluate(objective, params, frozen, batch, 15, gradient=True)

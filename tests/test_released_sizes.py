@@ -26,7 +26,8 @@ def test_every_golden_case_is_in_the_table():
     folders = {path.parent for path in GOLDEN.glob("*/*/spec.json")}
     named = {GOLDEN / name for names in CASES.values() for name in names}
     assert folders >= named
-    assert {folder for folder in folders if folder.name.startswith("tiny")} == named
+    models = {folder for folder in folders if folder.name.startswith("tiny")}
+    assert models - {GOLDEN / "vq_losses" / "tiny"} == named
 
 
 SCALES = (1, 2, 4)

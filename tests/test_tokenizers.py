@@ -246,7 +246,7 @@ def test_who_moves_the_codebook(name, update):
     assert pulled > 0
 
 
-@pytest.mark.parametrize("name", ["vq", "multiscale_vq"])
+@pytest.mark.parametrize("name", ["vq", pytest.param("multiscale_vq", marks=pytest.mark.slow)])
 def test_non_square_images(name):
     config = toy_config("raster", autoencoder=dict(image_size=(8, 12), image_channels=2))
     config["tokenizer"]["name"] = name

@@ -219,6 +219,7 @@ def adversarial_config(**overrides: Any) -> Any:
     return config
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_exactly(tmp_path):
     """Stopped after the start, with its discriminator, optimiser and means of logits."""
     config = adversarial_config()

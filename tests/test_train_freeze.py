@@ -56,6 +56,7 @@ def named(tree: Any) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 def test_only_the_decoder_trains():
     """Weight decay, a running codebook, restarts and the mean of the parameters included."""
     trained, adam = objective(ENCODER), optimizer(freeze=ENCODER)

@@ -25,7 +25,7 @@ Phase = Callable[[str], str | None]  # of an op_name; None where it does not say
 OTHER = "other"
 ORDER = (  # then a sampler's steps by their numbers
     *("tokenizer", "forward", "head and loss", "head and loss backward", "backward", "optimizer"),
-    *("prefill", "decode", "backbone", "head", "quantizer", "decoder"),
+    *("prefill", "decode", "refine_backbone", "refine_head", "quantizer", "decoder"),
 )
 RULE = (
     "by the op_names of instructions; a fusion of several phases counts for the one that it is "
@@ -52,9 +52,9 @@ def train_phase(op_name: str) -> str | None:
 def sample_phase(op_name: str) -> str | None:
     """'prefill' and 'decode' where all steps are equal, else 'step_0', 'step_1', ...
 
-    Of iterative refinement 'backbone' and 'head'.
+    Of iterative refinement 'refine_backbone' and 'refine_head'.
     """
-    known = r"step_\d+|prefill|decode|backbone|head"
+    known = r"step_\d+|prefill|decode|refine_backbone|refine_head"
     steps = (scope for scope in _scopes(op_name) if re.fullmatch(known, scope))
     return next(steps, None)
 

@@ -64,7 +64,7 @@ def how_to_get(objective: Any) -> str:
     backbone, linear = OFFICIAL[network]
     return (
         f"{term} needs the trained weights of LPIPS, which are not part of this project: get "
-        f"{backbone} from https://download.pytorch.org/models/{backbone} and {linear} from "
+        f"{backbone}, torchvision's ImageNet weights of that network, and {linear} from "
         "lpips/weights/v0.1 of https://github.com/richzhang/PerceptualSimilarity, convert them by\n"
         f"    python experiments/convert.py --family=lpips --files={backbone},{linear} "
         f"--out=lpips_{network}.npz\n"

@@ -244,7 +244,7 @@ def draw_codes(
         """Hidden states [B or 2B, n, D] of the positions ``wanted`` [B, n]."""
         fed = both(jnp.take_along_axis(codes, seen[..., None], axis=1))
         seen, known = both(seen), None if known is None else both(known)
-        with jax.named_scope("backbone"):  # as that below: for `ar_jax.compilation.phases`
+        with jax.named_scope("refine_backbone"):  # as that below: for `ar_jax.compilation.phases`
             encoded = apply(fed, cond, known, seen, method="encode")
             hidden = apply(encoded, known, seen, method="decode")
             return jnp.take_along_axis(hidden, both(wanted)[..., None], axis=1)
@@ -261,7 +261,7 @@ def draw_codes(
         )
         start, steps = draws(first, size)
         split = batch_size * size
-        with jax.named_scope("head"):
+        with jax.named_scope("refine_head"):
             drawn: Any = head.draw(
                 params["head"],
                 hidden[:split],

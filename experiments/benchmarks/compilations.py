@@ -151,7 +151,7 @@ def others() -> Iterator[Row]:
         ("llamagen", "L", 16),
         ("llamagen", "XXL", 8),
         ("rar", "b", 16),
-        ("rar", "l", 16),
+        ("rar", "l", 8),
         ("rar", "xl", 16),
         ("rar", "xxl", 8),
         # By the compiler, base and large need 19 GiB for 16 images a chip.
