@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from ar_jax.build import build_objective
+from ar_jax.compilation import ahead, trials
 from ar_jax.compilation import target as targets
-from ar_jax.compilation import trials
 from ar_jax.compilation.ahead import batch_shapes, check_inputs, frozen_params
 from ar_jax.compilation.phases import decode_phase, sample_phase, train_phase
 from ar_jax.compilation.target import check_program, prepare
 from ar_jax.compilation.trials import Trials
+from ar_jax.parallel.mesh import use_mesh
 from tests.smoke_runs import ROOT, smoke_config
 from tests.tpu_compiler import NEEDS_COMPILER
 
@@ -81,6 +82,26 @@ def searched(name: str, program: str) -> tuple[set[Any], set[Any], dict[str, Any
     assert {one.batch_size for one in candidates} == {8, 16}
     assert {one.data * one.fsdp * one.tensor for one in candidates} == {4}
     return {one.remat for one in candidates}, {one.tensor for one in candidates}, found.settings()
+
+
+def test_a_tokenizer_s_step_has_its_discriminator_and_its_perceptual_network(
+    four_devices, monkeypatch
+):
+    config = smoke_config("tokenizer_vq")
+    config.objective.adversarial.weight = 0.5
+    config.objective.update(perceptual=0.1, perceptual_network="classifier")
+    lowered: list[Any] = []
+
+    def lower_only(target, lower):
+        with use_mesh(target.mesh):
+            lowered.append(lower())
+
+    monkeypatch.setattr(ahead, "compile_for", lower_only)
+    monkeypatch.setattr(ahead, "report", lambda *arguments: {"flops": arguments[4]})
+    assert ahead.compile_train_step(config, "v5e:2x2")["flops"] > 0
+    (state, frozen, *_), _ = lowered[0].args_info
+    assert set(state.adversary) == {"params", "opt_state", "stats"}
+    assert set(frozen) == {"perceptual"}
 
 
 def test_what_is_searched_for_each_system(four_devices, monkeypatch):

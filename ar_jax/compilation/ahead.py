@@ -32,6 +32,7 @@ from ar_jax.compilation.target import (
     with_sharding,
 )
 from ar_jax.objectives.likelihood import init_tokenizer
+from ar_jax.objectives.perceptual import frozen_shapes
 from ar_jax.parallel.mesh import batch_sharding
 from ar_jax.sampling import loop, refine
 from ar_jax.sampling.loop import CachedSampler, image_keys
@@ -81,6 +82,7 @@ def compile_train_step(
         accumulation=settings.train.accumulation,
         ema_decay=settings.ema.decay,
         ema_warmup=settings.ema.warmup,
+        adversary_optimizer=settings.discriminator_optimizer,
         place=lambda key, whole: jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
     )
     frozen = placed(frozen_params(target.objective), mesh)
@@ -191,7 +193,7 @@ def compile_decoder(
 def frozen_params(objective: Any) -> Params:
     """Shapes of the parameters that the objective is given and does not train."""
     if not hasattr(objective, "system"):
-        return {}
+        return frozen_shapes(objective)
     tokenizer = jax.eval_shape(lambda key: init_tokenizer(objective.system, key), jax.random.key(0))
     return {"tokenizer": tokenizer}
 

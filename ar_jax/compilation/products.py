@@ -23,8 +23,8 @@ CALL_RULE = (
 TRAINING_RULE = (
     "matrix products and convolutions of the loss as it is traced, of the whole batch: 2 FLOPs for "
     "each pair that is multiplied, attention by all pairs of rows that it is given, times 3 for "
-    "forward and backward; recomputation, padding of images and a generator's tokenizer count "
-    "nothing"
+    "forward and backward; recomputation, padding of images, a discriminator and a generator's "
+    "tokenizer count nothing"
 )
 
 
