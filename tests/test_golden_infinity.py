@@ -19,6 +19,10 @@ from tests.released_sizes import sizes_of
 
 GOLDEN = Path(__file__).parent / "golden" / "infinity"
 SCALES = (1, 2, 3, 4)
+TRANSFORMER = (
+    *("text_normed", "text_pooled", "text_kv", "block*", "logits", "bit_loss_per_token"),
+    *("train_*", "rope_cos_sin", "s[a-z]_*"),
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -32,12 +36,12 @@ def test_parity(tiny):
     """All but the transformer's arrays, which are never said to be right."""
     lines = {line.name: line for line in check_case(parity, tiny)}
     assert lines.keys() == tiny.io.keys()
-    missing = {name for name in lines if matches(name, parity.TRANSFORMER)}
+    missing = {name for name in lines if matches(name, TRANSFORMER)}
     assert len(missing) == 30
     for name, line in lines.items():
         assert line.ok == (name not in missing), str(line)
         if name in missing:
-            assert "transformer is not implemented" in line.origin
+            assert line.origin == "not checked"
     compared = {name for name, line in lines.items() if line.largest is not None}
     left = lines.keys() - compared - missing
     assert all(lines[name].origin == "input" for name in left - {"aux_losses"})

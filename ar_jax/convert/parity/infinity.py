@@ -1,4 +1,7 @@
-"""Infinity's golden cases: every output of the tokenizer as our code computes it."""
+"""Infinity's golden cases: every output of the tokenizer as our code computes it.
+
+The transformer is not here: its outputs have no section and are said not to be checked, a FAIL.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,6 @@ from ar_jax.tokenizers.bitwise import flips_of
 NOT_APPLICABLE = {"aux_losses": "zeros, as the public code has no losses of its quantiser"}
 SMALL = 0.05  # of a residual, over the size of the numbers in code vectors
 ENTROPY_TEMPERATURE = 0.01
-# What is the transformer's.
-TRANSFORMER = (
-    *("text_normed", "text_pooled", "text_kv", "block*", "logits", "bit_loss_per_token"),
-    *("train_*", "rope_cos_sin", "s[a-z]_*"),
-)
 
 
 def inputs(case: Case) -> tuple[str, ...]:
@@ -54,12 +52,7 @@ def sections(case: Case) -> list[Section]:
             Section((f"bsc_{run}_*",), with_model(_corrected, tokens, run, settings))
             for run, settings in case.spec.get("config", {}).get("bsc", {}).items()
         ),
-        Section(TRANSFORMER, _transformer),
     ]
-
-
-def _transformer() -> Outputs:
-    raise NotImplementedError("Infinity's transformer is not implemented")
 
 
 @dataclasses.dataclass(frozen=True)
