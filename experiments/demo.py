@@ -10,7 +10,7 @@ generator/, which sample.py and evaluate.py take as they are.
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,13 +41,7 @@ NUM_IMAGES = flags.DEFINE_integer("num_images", 1_000, "Samples to evaluate.")
 
 def load_config(name: str, mode: str) -> ml_collections.ConfigDict:
     """The Fashion-MNIST config ``name`` in ``mode``."""
-    path = CONFIGS / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no config")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(mode)
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](mode)
 
 
 def run_demo(

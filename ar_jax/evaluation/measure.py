@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.api import Params, System
@@ -105,7 +106,7 @@ def reconstruct(
     meter = ReconstructionMeter()
     counter = None
     if tokenizer.codebook_size is not None:
-        counter = CodeCounter([h * w for h, w in tokenizer.grids], tokenizer.codebook_size)
+        counter = CodeCounter([h * w for h, w in tokenizer.grids], tokenizer.index_size)
     batches = -(-min(limit or len(data.source), len(data.source)) // evaluation.batch_size)
     a_batch = -(-SHOWN // batches)
     shown: list[tuple[np.ndarray, np.ndarray]] = []
@@ -127,7 +128,7 @@ def reconstruct(
         if evaluation.lpips is not None:
             distances.append(evaluation.lpips(originals, images))
         if counter is not None:
-            counter.add(rows(batch, "codes"))
+            counter.add(np.asarray(tokenizer.index(jnp.asarray(rows(batch, "codes")))))
         shown.append((originals[:a_batch], images[:a_batch]))
         if standard is not None:
             for gathered, part in zip(sets, (originals, images), strict=True):

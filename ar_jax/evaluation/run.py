@@ -159,7 +159,11 @@ def evaluate_tokenizer(
             xlabel="scale",
         )
         pictures = {"Codebook usage and perplexity of every scale.": "codebook.png"}
-        report["codebook"] = sections.codebook_section(codes, names, "test images", pictures)
+        whole = tokenizer.index_size == tokenizer.codebook_size
+        entries = "entries" if whole else "first bits of codes"
+        report["codebook"] = sections.codebook_section(
+            codes, names, "test images", pictures, entries
+        )
     return report | illustrated.bound_section(seen, evaluation)
 
 
