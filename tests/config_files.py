@@ -104,7 +104,7 @@ def arguments(module: ModuleType) -> tuple[str, ...]:
     """Those that a file names: its MODES or its SIZES."""
     found = [getattr(module, name) for name in ("MODES", "SIZES") if hasattr(module, name)]
     assert len(found) == 1, f"{module.__file__} must have either MODES or SIZES"
-    return found[0]
+    return tuple(found[0])
 
 
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py"))

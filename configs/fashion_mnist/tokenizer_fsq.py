@@ -43,6 +43,26 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     config.objective = dict(name="tokenizer", l2=1.0)
+    # Weights 0: `perceptual` takes the features of the shipped classifier of these images.
+    config.objective.update(
+        charbonnier=0.0,
+        charbonnier_epsilon=1e-3,
+        perceptual=0.0,
+        perceptual_network="classifier",
+        perceptual_weights="",
+    )
+    config.objective.adversarial = dict(
+        weight=0.0,  # no discriminator
+        start=2_500,
+        warmup_steps=200,
+        loss="hinge",
+        generator_loss="hinge",
+        adaptive=True,
+        max_adaptive=100.0,
+        lecam=0.0,
+        lecam_decay=0.999,
+        discriminator=dict(name="patchgan", channels=32, layers=2),
+    )
     config.train = dict(
         steps=4_500,
         batch_size=64,
@@ -51,6 +71,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         preview_every=1_000,
         checkpoint_every=1_000,
         skip_damaged_checkpoints=False,
+        best_metric="",
+        best_mode="min",
         stuck_after_seconds=1800,
         accumulation=1,
     )
@@ -66,6 +88,17 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         weight_decay=0.0,
         clip_norm=1.0,
     )
+    config.discriminator_optimizer = dict(
+        name="adamw",
+        learning_rate=5e-4,
+        schedule="constant",
+        warmup_steps=0,
+        b1=0.5,
+        b2=0.9,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
     config.ema = dict(decay=0.999)
     config.mesh = dict(data=-1, fsdp=1, tensor=1, slices=1)
     if arg == "demo":
@@ -74,6 +107,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.train.update(
             steps=1_000, batch_size=32, eval_every=500, preview_every=500, checkpoint_every=500
         )
+        config.objective.adversarial.update(start=500, warmup_steps=100)
         config.ema.decay = 0.99
     elif arg == "smoke":
         config.tokenizer.autoencoder.update(channels=16, encoder_blocks=1, decoder_blocks=1)
@@ -88,5 +122,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             preview_every=4,
             checkpoint_every=2,
         )
+        config.objective.adversarial.update(start=2, warmup_steps=2)
         config.optimizer.warmup_steps = 1
     return config

@@ -54,7 +54,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     # Weights 0: `perceptual` takes the features of the shipped classifier of these images.
     config.objective.update(
-        charbonnier=0.0, perceptual=0.0, perceptual_network="classifier", perceptual_weights=""
+        charbonnier=0.0,
+        charbonnier_epsilon=1e-3,
+        perceptual=0.0,
+        perceptual_network="classifier",
+        perceptual_weights="",
     )
     config.objective.adversarial = dict(
         weight=0.0,  # no discriminator

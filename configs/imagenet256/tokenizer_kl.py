@@ -68,6 +68,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.objective = dict(name="kl_tokenizer", l1=1.0, l2=0.0, kl=1e-6)
     config.objective.update(
         charbonnier=0.0,
+        charbonnier_epsilon=1e-3,
         perceptual=1.0,
         perceptual_network="vgg",
         perceptual_weights="weights/lpips_vgg.npz",

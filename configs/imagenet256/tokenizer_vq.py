@@ -66,6 +66,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.objective = dict(name="tokenizer", l2=1.0, codebook=1.0, commitment=0.25)
     config.objective.update(
         charbonnier=0.0,
+        charbonnier_epsilon=1e-3,
         perceptual=1.0,
         perceptual_network="vgg",
         perceptual_weights="weights/lpips_vgg.npz",
