@@ -86,12 +86,17 @@ def test_evaluations_draw_previews_of_the_ema_write_counts_and_keep_the_best(tmp
     # 'max' of a loss that falls: the first evaluation's, which no cadence saves, outlives step 4's.
     config.train.update(best_metric="eval/loss", best_mode="max")
     config.train.update(checkpoint_every=4, keep_checkpoints=1)
-    counted = iter([1.0, 4.0])
+    counted, scored = iter([1.0, 4.0]), iter([0.25, 0.5])
     outcome = toy_train(
-        config, tmp_path, preview=preview, counts=lambda: {"data/skipped": next(counted)}
+        config,
+        tmp_path,
+        preview=preview,
+        measure=lambda params, frozen: {"class_accuracy": next(scored)},
+        counts=lambda: {"data/skipped": next(counted)},
     )
     records = [r for r in read_jsonl(tmp_path / JSONL) if "eval/loss" in r]
     assert [(r["step"], r["data/skipped"]) for r in records] == [(3, 1.0), (5, 4.0)]
+    assert [r["samples/class_accuracy"] for r in records] == [0.25, 0.5]
     assert records[0]["eval/loss"] > records[1]["eval/loss"]
     assert list_steps(tmp_path) == [3, 5] and best_step(tmp_path, config.train) == 3
     names = sorted(path.name for path in (tmp_path / "previews").iterdir())

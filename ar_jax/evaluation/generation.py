@@ -118,6 +118,18 @@ def make_judge(classifier: Classifier, train: LabelledImages, test: LabelledImag
     return Judge(classifier, train, test, features, reference, classifier(test.images))
 
 
+def score_samples(judge: Judge, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """What generated images uint8 [N, H, W, C] of the classes ``labels`` [N] score, in short."""
+    out = judge.classifier(images)
+    stats = gaussian_stats(out.features, "features of the samples")
+    asked = np.take_along_axis(out.probabilities, labels[:, None].astype(np.int64), 1)
+    return {
+        "classifier_frechet_distance": frechet_distance(stats, judge.reference),
+        "class_accuracy": float((out.predictions == labels).mean()),
+        "label_probability": float(asked.mean()),
+    }
+
+
 def check_labelled(name: str, data: LabelledImages, num_classes: int) -> None:
     """Raises ValueError unless `data` is N uint8 images [N, H, W, C] with N labels in range."""
     images, labels = np.asarray(data.images), np.asarray(data.labels)

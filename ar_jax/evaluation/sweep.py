@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from ar_jax.build import create_sampler
 from ar_jax.evaluation.adm import Real, Standard, check_rank, compare, measure_reference
-from ar_jax.evaluation.frechet import frechet_distance, gaussian_stats
-from ar_jax.evaluation.generation import Judge
+from ar_jax.evaluation.generation import score_samples
 from ar_jax.evaluation.image_set import of_arrays
 from ar_jax.evaluation.load import describe_weights, image_section, load_system
 from ar_jax.evaluation.plots import save_sweep
@@ -128,7 +126,11 @@ def sweep_workdir(
                 guidance=guidance,
                 progress=progress,
             )
-            metrics = _judged(judge, drawn) if judge else _compared(standard, real, drawn, classes)
+            metrics = (
+                score_samples(judge, drawn.images, drawn.labels)
+                if judge
+                else _compared(standard, real, drawn, classes)
+            )
             points.append({"settings": point, "metrics": metrics, "code": code_version()})
             write_points(directory, about, points)
     weights = describe_weights(workdir, config, step)
@@ -205,17 +207,6 @@ def write_sweep(
         "pictures": {f"Metrics over {next(iter(axes))}.": "sweep.png"},
     }
     write_report(directory, "Sweep", {"sweep": section})
-
-
-def _judged(judge: Judge, drawn: Generated) -> dict[str, float]:
-    out = judge.classifier(drawn.images)
-    stats = gaussian_stats(out.features, "features of the samples")
-    asked = np.take_along_axis(out.probabilities, drawn.labels[:, None].astype(np.int64), 1)
-    return {
-        "classifier_frechet_distance": frechet_distance(stats, judge.reference),
-        "class_accuracy": float((out.predictions == drawn.labels).mean()),
-        "label_probability": float(asked.mean()),
-    }
 
 
 def _compared(

@@ -28,11 +28,14 @@ class TrainFields:
         batch_size: rows of one step, over all devices and microbatches.
         accumulation: microbatches of a step.
         eval_batches: of one evaluation, spread over the test split; 0: all of it.
+        sample_images: so many samples of a generator are judged by our own classifier at every
+            evaluation, see `ar_jax.train.sampled`; 0: none.
         keep_checkpoints: newest ones that are kept.
         skip_damaged_checkpoints: go on from the newest checkpoint that can be read if later ones
             are damaged; those are kept as ``<step>.damaged``. False: a damaged one is an error.
-        best_metric: of an evaluation, as 'eval/loss': the checkpoint with the best one so far is
-            kept beside the newest, saved whenever an evaluation finds a better; '': none is.
+        best_metric: of an evaluation, as 'eval/loss' or 'samples/class_accuracy': the checkpoint
+            with the best one so far is kept beside the newest, saved whenever an evaluation finds a
+            better; '': none is.
         best_mode: 'min' or 'max': which is the best.
         stuck_after_seconds: the process ends if one batch, step, evaluation batch, preview or save
             takes longer, compilation aside; 0: it waits for ever.
@@ -46,6 +49,7 @@ class TrainFields:
     log_every: int
     eval_every: int
     eval_batches: int = 0
+    sample_images: int = 0
     preview_every: int
     checkpoint_every: int
     keep_checkpoints: int = 2
@@ -65,6 +69,11 @@ class TrainFields:
                 raise ValueError(
                     f"config.train.{field.name}={value} must be at least {least.get(field.name, 0)}"
                 )
+        if self.sample_images and not self.eval_every:
+            raise ValueError(
+                f"config.train.sample_images={self.sample_images} are judged by evaluations, of "
+                "which config.train.eval_every=0 makes none"
+            )
         if choose_best(self.best_metric, self.best_mode) is not None and not self.eval_every:
             raise ValueError(
                 f"config.train.best_metric={self.best_metric!r} is measured by evaluations, of "

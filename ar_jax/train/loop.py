@@ -36,6 +36,7 @@ T = TypeVar("T")
 HostBatch = Mapping[str, np.ndarray]
 # (params, frozen) -> name -> picture, uint8 [H, W, C]
 Preview = Callable[[Params, Params], Mapping[str, np.ndarray]]
+Measure = Callable[[Params, Params], Mapping[str, float]]
 
 PREVIEWS = "previews"
 
@@ -67,6 +68,7 @@ def train(
     train_data: Iterator[HostBatch],
     eval_data: Iterable[HostBatch] | None = None,
     preview: Preview | None = None,
+    measure: Measure | None = None,
     counts: Callable[[], Mapping[str, float]] | None = None,
 ) -> Outcome:
     """Trains from the newest checkpoint in ``workdir``, or from nothing, to ``config.train.steps``.
@@ -79,6 +81,7 @@ def train(
         train_data: endless batches of this process's rows, whose position orbax can save.
         eval_data: batches with ``mask``, iterated anew by every evaluation; None: no evaluation.
         preview: pictures of the current parameters (the EMA's, if there is one).
+        measure: scores of the current parameters' samples, taken with every evaluation.
         counts: name -> value, of what is written with every evaluation's metrics.
 
     Raises:
@@ -178,7 +181,7 @@ def train(
             if stopping:  # at once: the platform may end the process soon
                 save(step)
                 checkpoints.wait()
-            scores: Mapping[str, float] | None = None
+            scores: dict[str, float] | None = None
             with reporter.paused():
                 if evaluating:
                     assert eval_data is not None
@@ -186,6 +189,10 @@ def train(
                     batches = watched(eval_data, watchdog, step)
                     means = evaluate(program, state, frozen, batches)
                     scores = {f"eval/{name}": value for name, value in means.items()}
+                    if measure is not None:
+                        watchdog.begin("evaluation of samples", step)
+                        judged = measure(sampling_params(state), frozen)
+                        scores |= {f"samples/{name}": value for name, value in judged.items()}
                     reporter.write(step, {**scores, **(counts() if counts else {})})
                     saving = saving or checkpoints.would_be_best(scores)
                 if previewing:

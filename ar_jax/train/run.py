@@ -29,6 +29,7 @@ from ar_jax.train.fields import read_settings
 from ar_jax.train.loop import Outcome, train
 from ar_jax.train.perceptual import load_perceptual
 from ar_jax.train.preview import build_preview
+from ar_jax.train.sampled import build_measure
 from ar_jax.train.start_from import read_init_from
 
 SECTIONS: tuple[str, ...] = ("seed", "dtype", "precision", "data", "tokenizer", "objective")
@@ -70,6 +71,14 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> Outcome:
         batch_size=fields.batch_size // fields.accumulation,
         max_batches=fields.eval_batches or None,
     )
+    measure = None
+    if fields.sample_images:
+        if trains_tokenizer(config):
+            raise ValueError(
+                f"config.train.sample_images={fields.sample_images}, but a tokenizer draws none: "
+                "set it to 0"
+            )
+        measure = build_measure(config, objective, frozen["tokenizer"], fields.sample_images)
     preview = build_preview(config, objective, test) if fields.preview_every else None
     with splits["train"].train_iterator(
         batch_size=fields.batch_size, seed=config["seed"]
@@ -82,6 +91,7 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> Outcome:
             train_data,
             eval_data,
             preview,
+            measure,
             count_skips(splits.values()),
         )
 
