@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -94,13 +96,15 @@ def test_eight_devices_train_as_one_and_codes_as_their_images(runs):
     np.testing.assert_allclose(losses(runs.generator), expected, rtol=2e-5)
 
 
-def test_images_depend_on_seed_position_and_label_alone(runs):
+def test_images_depend_on_seed_position_and_label_alone(runs, tmp_path):
     config, system, params = load_system(runs.generator)
     sampler = CachedSampler.create(system, params)
     knobs, guidance = sampling_of(config, {"top_k": 8})
     labels = balanced_labels(12, 10)
 
-    def draw(seed: int, first: int = 0, batch_size: int = 12) -> Generated:
+    def draw(
+        seed: int, first: int = 0, batch_size: int = 12, scratch: Path | None = None
+    ) -> Generated:
         with jax.default_matmul_precision(config.precision):
             return generate(
                 sampler,
@@ -110,6 +114,7 @@ def test_images_depend_on_seed_position_and_label_alone(runs):
                 batch_size=batch_size,
                 knobs=knobs,
                 guidance=guidance,
+                scratch=scratch,
             )
 
     whole = draw(3)
@@ -122,6 +127,9 @@ def test_images_depend_on_seed_position_and_label_alone(runs):
         # Another batch size rounds otherwise: a pixel on the edge may move.
         difference = np.abs(part.images.astype(int) - whole.images[first:])
         assert difference.max() <= 1 and (difference > 0).mean() < 1e-2
+    on_disk = draw(3, scratch=tmp_path).images
+    assert isinstance(on_disk, np.memmap) and not list(tmp_path.iterdir())  # the file has no name
+    np.testing.assert_array_equal(on_disk, whole.images)
     assert (draw(4, batch_size=BATCH).codes != whole.codes).any()
 
 

@@ -204,6 +204,7 @@ def evaluate_generator(
         batch_size=evaluation.batch_size,
         knobs=knobs,
         guidance=guidance,
+        scratch=directory,
         progress=evaluation.progress,
     )
     sampling = f"{describe_sampling(knobs, guidance)}, {weights}, seed {evaluation.seed}"

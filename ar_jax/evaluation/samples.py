@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,6 +139,7 @@ def generate(
     batch_size: int = 100,
     knobs: Knobs | None = None,
     guidance: Guidance | None = None,
+    scratch: str | Path | None = None,
     progress: bool = False,
 ) -> Generated:
     """Draws one image of every class in ``labels`` [N].
@@ -145,6 +147,9 @@ def generate(
     Image n depends on its label, ``seed`` and ``first + n`` alone, so other batch sizes give the
     same images up to rounding, and a long job can be done in parts. The last batch is filled up:
     one program draws all.
+
+    ``scratch`` is a directory for the images that memory need not hold: they are then a `np.memmap`
+    of a file without a name. 50,000 of 256 x 256 pixels are 9.8 GB. None: in memory.
 
     Raises:
         ValueError: an unknown class, a batch size below 1, or a generator not of classes.
@@ -159,6 +164,7 @@ def generate(
         batch_size=batch_size,
         knobs=knobs,
         guidance=guidance,
+        scratch=scratch,
         progress=progress,
     )
 
@@ -172,6 +178,7 @@ def generate_from(
     batch_size: int = 100,
     knobs: Knobs | None = None,
     guidance: Guidance | None = None,
+    scratch: str | Path | None = None,
     progress: bool = False,
 ) -> Generated:
     """`generate` for any condition, each of whose arrays has N rows.
@@ -183,7 +190,8 @@ def generate_from(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     batch_size = min(batch_size, count)
-    images, codes, orders = [], [], []
+    images = _empty_images((count, *sampler.system.tokenizer.image_shape), scratch)
+    codes, orders = [], []
     with Progress(count, title="sampling", unit="image", enabled=progress) as bar:
         for start in range(0, count, batch_size):
             rows = np.arange(start, start + batch_size)
@@ -192,14 +200,22 @@ def generate_from(
             keys = image_keys(seed, first + start, batch_size)
             samples = sampler(part, keys, knobs=knobs, guidance=guidance)
             drawn = jax.device_get((_to_uint8(samples.images), samples.codes, samples.order))
-            images.append(drawn[0][:real])
+            images[start : start + real] = drawn[0][:real]
             codes.append(drawn[1][:real])
             if drawn[2] is not None:
                 orders.append(drawn[2][:real])
             bar.advance(real)
     labels = cond.get("label", np.arange(count, dtype=np.int32))
     order = np.concatenate(orders) if orders else None
-    return Generated(np.concatenate(images), labels, np.concatenate(codes), order)
+    return Generated(images, labels, np.concatenate(codes), order)
+
+
+def _empty_images(shape: tuple[int, ...], scratch: str | Path | None) -> np.ndarray:
+    """uint8 of a shape, in memory or in a file that goes with the array."""
+    if scratch is None:
+        return np.empty(shape, np.uint8)
+    Path(scratch).mkdir(parents=True, exist_ok=True)
+    return np.memmap(tempfile.TemporaryFile(dir=scratch), np.uint8, "w+", shape=shape)
 
 
 _to_uint8 = jax.jit(to_uint8)
@@ -331,6 +347,7 @@ def sample_workdir(
             batch_size=batch_size,
             knobs=knobs,
             guidance=guidance,
+            scratch=out.parent,
             progress=progress,
         )
         shown = labels is None and num_images is None and captions is None

@@ -63,6 +63,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             projection=3,
         ),
     )
+    # Of a trained or a converted tokenizer to go on from; `optimizer.freeze` holds parts of it.
+    config.init_from = dict(workdir="", reinitialise=(), interpolate=())
     config.objective = dict(name="tokenizer", l2=1.0, codebook=1.0, commitment=0.25)
     config.objective.update(
         charbonnier=0.0,
@@ -108,6 +110,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         eps=1e-8,
         weight_decay=0.0,
         clip_norm=1.0,
+        freeze=(),
     )
     config.discriminator_optimizer = dict(
         name="adam",
