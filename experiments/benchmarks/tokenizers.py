@@ -54,11 +54,15 @@ METRICS = {  # of the report -> head of the column
     "reconstruction_frechet_distance": "Frechet distance",
     "reconstruction_class_accuracy": "class accuracy",
 }
+EMA = {"tokenizer.codebook_update": "ema"}
+NO_RESTARTS = {"objective.restart_below": 0.0}
 VARIANTS = (
     Variant("vq", "tokenizer_vq"),
     Variant("vq, patchgan", "tokenizer_vq", {"objective.adversarial.weight": 0.5}),
     Variant("multiscale_vq", "tokenizer_multiscale"),
-    Variant("multiscale_vq, no restarts", "tokenizer_multiscale", {"objective.restart_below": 0.0}),
+    Variant("multiscale_vq, no restarts", "tokenizer_multiscale", NO_RESTARTS),
+    Variant("multiscale_vq, ema", "tokenizer_multiscale", EMA),
+    Variant("multiscale_vq, ema, no restarts", "tokenizer_multiscale", EMA | NO_RESTARTS),
     Variant("fsq", "tokenizer_fsq"),
     Variant("lfq", "tokenizer_lfq"),
     Variant("bsq", "tokenizer_bsq"),
