@@ -1,4 +1,4 @@
-"""Draws images of a trained generator: a PNG grid, and an npz as ADM's evaluator reads it.
+"""Draws or edits images with a trained generator: a PNG grid, an npz as ADM's evaluator reads it.
 
     python experiments/sample.py --checkpoint=runs/var --per_class=8 --guidance=3 --out=samples.png
     python experiments/sample.py --checkpoint=runs/var --labels=0,8,9 --num_images=24 --strip \
@@ -6,30 +6,52 @@
     python experiments/sample.py --checkpoint=runs/var --num_images=50000 --batch_size=250 \
         --out=grid.png --npz=samples.npz
     python experiments/sample.py --checkpoint=runs/t2i --captions=captions.npz --out=some.png
+    python experiments/sample.py --checkpoint=runs/var --edit=shoe.png --mask=box:4,4,24,24 \
+        --labels=7,8,9 --feather=2 --out=edits.png --frames=edits.gif
+    python experiments/sample.py --checkpoint=runs/var --edit=shoe.png --invert --source_labels=7 \
+        --labels=9 --out=edits.png
 
 The workdir is all that is needed: it keeps the configuration, whose `sampling` section gives what
 no flag sets, and the tokenizer. Images are a function of (--seed, position, label).
+An edit draws what the mask covers: white in a picture, TOP,LEFT,BOTTOM,RIGHT inside a box: or
+around: it, or all. See ar_jax/evaluation/edit_sources.py.
 Captions come as the features of a text encoder, see ar_jax/evaluation/captions.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 
+from ar_jax.evaluation.edits import edit_workdir
 from ar_jax.evaluation.samples import sample_workdir
 from ar_jax.io.best_checkpoint import best_step
 from ar_jax.io.console import configure_logging
 from ar_jax.io.run_info import read_config
+from ar_jax.sampling.edit import COARSE_SHARE
 from ar_jax.sampling.guidance import KINDS
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of the generator.", required=True)
 OUT = flags.DEFINE_string("out", None, "The PNG grid to write.", required=True)
 NPZ = flags.DEFINE_string("npz", None, "Also write all images and labels there.")
 STRIP = flags.DEFINE_bool("strip", False, "Also write images as they form, OUT_strip.png.")
+FRAMES = flags.DEFINE_string("frames", None, "Also write images as they form there, GIF or PNG.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 LABELS = flags.DEFINE_list("labels", None, "Classes to draw from, as 207,388; default all.")
+flags.DEFINE_alias("label", "labels")
+EDIT = flags.DEFINE_string("edit", None, "Edit this picture, npz or folder instead.")
+MASK = flags.DEFINE_string("mask", None, "What of it to draw: picture, npz, box:, around: or all.")
+KEEP_FIRST = flags.DEFINE_integer("keep_first", 0, "Scales, or codes of one grid, to keep anyway.")
+COARSE = flags.DEFINE_float("coarse_share", COARSE_SHARE, "Masked share that redraws a cell.")
+FEATHER = flags.DEFINE_integer(
+    "feather", None, "Put back pixels off the mask, fading over so many."
+)
+INVERT = flags.DEFINE_bool("invert", False, "Draw under the noise that gives the image itself.")
+SOURCE_LABELS = flags.DEFINE_list("source_labels", None, "What it is; default as the npz says.")
+KEEP_NOISE = flags.DEFINE_float("keep_noise", 1.0, "Share of that noise to keep.")
+EDITING = (MASK, KEEP_FIRST, COARSE, FEATHER, INVERT, SOURCE_LABELS, KEEP_NOISE)
 CAPTIONS = flags.DEFINE_string(
     "captions", None, "For a generator of captions: npz of their features, an image of each."
 )
@@ -56,37 +78,73 @@ BEST = flags.DEFINE_bool("best", False, "The checkpoint that config.train.best_m
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; write --flag=value")
-    labels = LABELS.value
-    if labels is not None and not all(label.isdigit() for label in labels):
-        raise app.UsageError(f"--labels={','.join(labels)} must be class numbers, as 0,8,9")
     configure_logging()
-    drawn = sample_workdir(
-        CHECKPOINT.value,
-        OUT.value,
-        labels=None if labels is None else [int(label) for label in labels],
+    sampling = {
+        "temperature": TEMPERATURE.value,
+        "top_k": TOP_K.value,
+        "top_p": TOP_P.value,
+        "min_p": MIN_P.value,
+        "smooth": SMOOTH.value,
+        "guidance.scale": GUIDANCE.value,
+        "guidance.kind": KIND.value,
+        "guidance.power": POWER.value,
+        "guidance.start": START.value,
+        "guidance.stop": STOP.value,
+    }
+    settings: dict[str, Any] = dict(
+        labels=classes(LABELS),
         per_class=PER_CLASS.value,
-        num_images=NUM_IMAGES.value,
-        captions=CAPTIONS.value,
-        sampling={
-            "temperature": TEMPERATURE.value,
-            "top_k": TOP_K.value,
-            "top_p": TOP_P.value,
-            "min_p": MIN_P.value,
-            "smooth": SMOOTH.value,
-            "guidance.scale": GUIDANCE.value,
-            "guidance.kind": KIND.value,
-            "guidance.power": POWER.value,
-            "guidance.start": START.value,
-            "guidance.stop": STOP.value,
-        },
+        sampling=sampling,
         seed=SEED.value,
         batch_size=BATCH_SIZE.value,
         step=chosen_step(),
         npz=NPZ.value,
-        strip=STRIP.value,
+        frames=FRAMES.value,
         overwrite=OVERWRITE.value,
     )
-    print(f"{len(drawn.images):,} images: {OUT.value}" + (f", {NPZ.value}" if NPZ.value else ""))
+    if EDIT.value is None:
+        refuse(EDITING, "goes with --edit")
+        drawn: Any = sample_workdir(
+            CHECKPOINT.value,
+            OUT.value,
+            num_images=NUM_IMAGES.value,
+            captions=CAPTIONS.value,
+            strip=STRIP.value,
+            **settings,
+        )
+    else:
+        refuse((NUM_IMAGES, CAPTIONS, STRIP), "does not go with --edit")
+        drawn = edit_workdir(
+            CHECKPOINT.value,
+            OUT.value,
+            image=EDIT.value,
+            mask=MASK.value,
+            inverted=INVERT.value,
+            source_labels=classes(SOURCE_LABELS),
+            keep_noise=KEEP_NOISE.value,
+            keep_first=KEEP_FIRST.value,
+            coarse_share=COARSE.value,
+            feather=FEATHER.value,
+            **settings,
+        )
+    written = [OUT.value, NPZ.value, FRAMES.value]
+    print(f"{len(drawn.images):,} images: {', '.join(path for path in written if path)}")
+
+
+def classes(flag: flags.FlagHolder) -> list[int] | None:
+    """The class numbers of a flag."""
+    if flag.value is not None and not all(label.isdigit() for label in flag.value):
+        raise app.UsageError(
+            f"--{flag.name}={','.join(flag.value)} must be class numbers, as 0,8,9"
+        )
+    return None if flag.value is None else [int(label) for label in flag.value]
+
+
+def refuse(given: Sequence[flags.FlagHolder], why: str) -> None:
+    """Raises for flags that would be passed over in silence."""
+    for flag in given:
+        if flag.present:
+            raise app.UsageError(f"--{flag.name}={flag.value} {why}")
 
 
 def chosen_step() -> int | None:

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 from absl import app
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from ar_jax.data import from_config
 from ar_jax.evaluation.cache import cache_codes
 from ar_jax.evaluation.coding import encode_images
+from ar_jax.evaluation.edits import edit_workdir
 from ar_jax.evaluation.load import load_system, load_tokenizer
 from ar_jax.evaluation.report import read_report
 from ar_jax.evaluation.run import evaluate_workdir
@@ -23,6 +24,7 @@ from ar_jax.evaluation.samples import (
     sample_workdir,
     sampling_of,
 )
+from ar_jax.io.images import save_png
 from ar_jax.io.metrics import read_jsonl
 from ar_jax.sampling.loop import CachedSampler
 from tests.quick_compilation import quick_compilation  # noqa: F401
@@ -165,6 +167,46 @@ def test_sample_files(runs, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint of step 3"):
         sample_workdir(runs.generator, tmp_path / "new.png", step=3)
     assert not (tmp_path / "new.png").exists()
+
+
+@pytest.mark.slow
+def test_edited_files(runs, tmp_path):
+    """Through the script: what lies off the mask stays, and inversion gives the codes again."""
+    config, system, params = load_system(runs.generator)
+    source = from_config(dict(config.data, source=runs.source), "test").source
+    images = np.stack([source[i]["image"] for i in range(2)])
+    labels = np.array([source[i]["label"] for i in range(2)])
+    np.savez(tmp_path / "some.npz", images, labels)
+    save_png(tmp_path / "one.png", images[0])
+    npz, gif = tmp_path / "a.npz", tmp_path / "a.gif"
+    flags = [f"--checkpoint={runs.generator}", f"--out={tmp_path / 'a.png'}"]
+    edited = ["--mask=box:4,8,20,24", "--labels=7,2,1", "--per_class=2", "--feather=1"]
+    edited += [f"--edit={tmp_path / 'one.png'}", f"--npz={npz}", f"--frames={gif}"]
+    with script("sample", *flags, *edited) as sample:
+        sample.main(["sample"])
+    with np.load(npz) as arrays:
+        np.testing.assert_array_equal(arrays["arr_1"], [7, 7, 2, 2, 1, 1])
+        outside = np.ones((28, 28), bool)
+        outside[4:20, 8:24] = False
+        assert (arrays["arr_0"][:, outside] == images[0][outside]).all()
+        assert (arrays["arr_0"][:, ~outside] != images[0][~outside]).mean() > 0.1
+    with Image.open(gif) as opened:
+        assert len(ImageSequence.all_frames(opened)) > 2
+    with Image.open(tmp_path / "a.png") as opened:
+        assert opened.size == (8 * 86 - 2, 84)
+    with script("sample", *flags, "--invert") as sample, pytest.raises(app.UsageError):
+        sample.main(["sample"])
+    made = edit_workdir(
+        runs.generator, tmp_path / "b.png", image=tmp_path / "some.npz", inverted=True
+    )
+    np.testing.assert_array_equal(made.labels, labels)
+    np.testing.assert_array_equal(
+        made.codes, encode_images(system.tokenizer, params["tokenizer"], images)
+    )
+    with pytest.raises(ValueError, match=r"one\.png needs --mask"):
+        edit_workdir(runs.generator, tmp_path / "c.png", image=tmp_path / "one.png")
+    with pytest.raises(ValueError, match=r"one\.png does not say .* give --labels"):
+        edit_workdir(runs.generator, tmp_path / "c.png", image=tmp_path / "one.png", mask="all")
 
 
 def test_the_demo_writes_what_it_promises(runs, tmp_path):

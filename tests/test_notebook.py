@@ -76,7 +76,8 @@ def test_from_training_to_samples(notebook, tmp_path):
     source = write_fashion(tmp_path / "images")
     outputs = run(notebook, tmp_path, MODE="smoke", SOURCE=source, NUM_IMAGES=20)
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 6  # reconstructions, samples while training, four of the report
+    # Reconstructions, samples while training, edits, four of the report.
+    assert len(pictures) == 7
     interactive = drawn_by_sliders(notebook)
     assert [len(drawn) for drawn in interactive] == [1, 1]
     assert all("image/png" in drawn[0].get("data", {}) for drawn in interactive)

@@ -17,6 +17,7 @@ from ar_jax.build import create_sampler
 from ar_jax.sampling import refine
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
+from ar_jax.sampling.kept import Kept
 from ar_jax.sampling.loop import image_keys
 from ar_jax.sampling.refine import RefineNoise, RefineSampler, draw_codes, draw_noise, groups
 from tests.objective_calls import replicated, sharded
@@ -157,8 +158,8 @@ class Normal:
         return hidden[:, :1] + hidden[:, 1:] * start
 
 
-def covariance(looks_away: bool) -> np.ndarray:
-    """Of codes that are drawn one by one, in groups that are padded."""
+def drawn_codes(looks_away: bool, kept: Kept | None = None) -> np.ndarray:
+    """[COUNT, LENGTH], drawn one by one, in groups that are padded."""
     schedule = schedules.masked(grid=(1, LENGTH), iterations=LENGTH)
     assert max(end - first for first, end in groups(schedule)) > 1
     backbone = Exchangeable(looks_away)
@@ -172,17 +173,38 @@ def covariance(looks_away: bool) -> np.ndarray:
         jnp.float32(1.0),
         jnp.ones(LENGTH),
         None,
+        kept,
         guided=False,
     )
-    return np.cov(np.asarray(codes)[..., 0].T)
+    return np.asarray(codes)[..., 0]
 
 
 EXPECTED = np.where(np.eye(LENGTH, dtype=bool), 1.0, CORRELATION)
 
 
 def test_what_is_drawn_has_the_joint_law():
-    np.testing.assert_allclose(covariance(looks_away=False), EXPECTED, atol=0.04)
+    np.testing.assert_allclose(np.cov(drawn_codes(looks_away=False).T), EXPECTED, atol=0.04)
 
 
 def test_a_broken_backbone_is_found():
-    assert np.abs(covariance(looks_away=True) - EXPECTED).max() > 0.04
+    assert np.abs(np.cov(drawn_codes(looks_away=True).T) - EXPECTED).max() > 0.04
+
+
+@pytest.mark.parametrize("looks_away", [False, True])
+def test_what_is_drawn_has_the_law_given_what_is_kept(looks_away):
+    """Every second image keeps four codes, the others nothing."""
+    places, values = np.array([1, 4, 5, 8]), np.array([2.0, 0.5, 1.0, 1.5])
+    given, keep = np.full((COUNT, LENGTH, 1), 7.0), np.zeros((COUNT, LENGTH), bool)
+    given[:, places, 0], keep[::2, places] = values, True
+    codes = drawn_codes(looks_away, Kept(jnp.asarray(given, jnp.float32), jnp.asarray(keep)))
+    np.testing.assert_array_equal(codes[::2, places], np.tile(values, (COUNT // 2, 1)))
+    free = np.setdiff1d(np.arange(LENGTH), places)
+    # Of normals: the rest given the kept ones.
+    weights = EXPECTED[np.ix_(free, places)] @ np.linalg.inv(EXPECTED[np.ix_(places, places)])
+    spread = EXPECTED[np.ix_(free, free)] - weights @ EXPECTED[np.ix_(places, free)]
+    errors = [
+        np.abs(codes[::2, free].mean(0) - weights @ values).max(),
+        np.abs(np.cov(codes[::2, free].T) - spread).max(),
+        np.abs(np.cov(codes[1::2].T) - EXPECTED).max(),
+    ]
+    assert max(errors) > 0.1 if looks_away else max(errors) < 0.05, errors

@@ -1,4 +1,4 @@
-"""Pictures made of images: class grids, reconstructions under originals, an image forming."""
+"""Pictures made of images: class grids, reconstructions under originals, images forming."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ar_jax.io.images import image_grid, save_png
+from ar_jax.io.images import image_grid, save_gif, save_png
 
 # Images smaller than this on a side are enlarged by a whole factor.
 VISIBLE_SIZE = 64
@@ -113,3 +113,15 @@ def formation_strip(partial: np.ndarray) -> np.ndarray:
     if partial.ndim != 5:
         raise ValueError(f"partial: shape {partial.shape}, expected [S, N, H, W, C]")
     return partial.swapaxes(0, 1)
+
+
+def save_frames(path: str | Path, partial: np.ndarray) -> None:
+    """Writes images as they form, uint8 [S, N, H, W, C].
+
+    A GIF shows all of them at once, one stage after the other; a PNG has a row of S stages for each
+    (`formation_strip`).
+    """
+    if Path(path).suffix.lower() == ".gif":
+        save_gif(path, np.stack([image_grid(upscale(stage)) for stage in partial]))
+    else:
+        save_tiles(path, formation_strip(partial))

@@ -14,7 +14,7 @@ import numpy as np
 from ar_jax.build import AnySampler, build_sampling, create_sampler
 from ar_jax.evaluation.captions import read_captions
 from ar_jax.evaluation.coding import decode_known, decode_stages
-from ar_jax.evaluation.grids import formation_strip, save_tiles, upscale
+from ar_jax.evaluation.grids import save_frames, upscale
 from ar_jax.evaluation.load import describe_weights, load_system
 from ar_jax.evaluation.standard import record_samples
 from ar_jax.io.images import PICTURE_CHANNELS, image_grid, save_png
@@ -275,10 +275,28 @@ def save_npz(path: str | Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def save_strip(path: str | Path, sampler: AnySampler, drawn: Generated) -> None:
-    """Writes the forming of the first image of each class, up to `MAX_ROWS`, a row each."""
+    """Writes the forming of the first image of each class, up to `MAX_ROWS`; see `save_frames`."""
     first = np.sort(np.unique(drawn.labels, return_index=True)[1])[:MAX_ROWS]
     order = None if drawn.order is None else drawn.order[first]
-    save_tiles(path, formation_strip(formation(sampler, drawn.codes[first], order)))
+    save_frames(path, formation(sampler, drawn.codes[first], order))
+
+
+def check_outputs(
+    out: str | Path,
+    npz: str | Path | None,
+    *more: str | Path | None,
+    overwrite: bool,
+) -> None:
+    """Raises ValueError for names that do not end as they must, and for files that exist."""
+    named: list[tuple[str, str | Path | None, tuple[str, ...]]] = [("out", out, (".png",))]
+    named += [("npz", npz, (".npz",)), *(("frames", path, (".gif", ".png")) for path in more)]
+    for flag, path, endings in named:
+        if path is None:
+            continue
+        if Path(path).suffix.lower() not in endings:
+            raise ValueError(f"--{flag}={path} must end in {' or '.join(endings)}")
+        if Path(path).exists() and not overwrite:
+            raise ValueError(f"{path} exists; name another file, or say --overwrite")
 
 
 def sample_workdir(
@@ -295,6 +313,7 @@ def sample_workdir(
     step: int | None = None,
     npz: str | Path | None = None,
     strip: bool = False,
+    frames: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Generated:
@@ -311,6 +330,7 @@ def sample_workdir(
         step: of the checkpoint; None for the newest.
         npz: also write all images there, see `save_npz`, and how they were drawn beside it.
         strip: also write OUT_strip.png, see `save_strip`.
+        frames: the same to another PNG, or a GIF.
         overwrite: files that exist already.
         progress: show a bar.
 
@@ -318,15 +338,9 @@ def sample_workdir(
         ValueError: names what is wrong, before anything is drawn or written.
     """
     out = Path(out)
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out={out} must end in .png")
-    if npz is not None and Path(npz).suffix != ".npz":
-        raise ValueError(f"--npz={npz} must end in .npz")
-    strip_path = out.with_name(f"{out.stem}_strip.png")
-    written = [out, *([Path(npz)] if npz is not None else []), *([strip_path] if strip else [])]
-    for path in written:
-        if path.exists() and not overwrite:
-            raise ValueError(f"{path} exists; name another file, or say --overwrite")
+    strips = [out.with_name(f"{out.stem}_strip.png")] if strip else []
+    strips += [] if frames is None else [Path(frames)]
+    check_outputs(out, npz, *strips, overwrite=overwrite)
     config, system, params = load_system(workdir, step=step)
     channels = system.tokenizer.image_shape[-1]
     if channels not in PICTURE_CHANNELS:
@@ -336,8 +350,10 @@ def sample_workdir(
         )
     cond = _condition(system, labels, per_class, num_images, captions)
     knobs, guidance = sampling_of(config, sampling)
-    if strip and knobs.smooth:
-        raise ValueError("--strip decodes codes step by step, which --smooth mixes: give one")
+    if strips and knobs.smooth:
+        raise ValueError(
+            "--strip and --frames decode codes step by step, which --smooth mixes: give one"
+        )
     sampler = create_sampler(system, params)
     with jax.default_matmul_precision(config["precision"]):
         drawn = generate_from(
@@ -353,8 +369,8 @@ def sample_workdir(
         shown = labels is None and num_images is None and captions is None
         columns = per_class or (10 if shown else None)
         save_png(out, image_grid(upscale(drawn.images[:MAX_GRID]), columns=columns))
-        if strip:
-            save_strip(strip_path, sampler, drawn)
+        for path in strips:
+            save_strip(path, sampler, drawn)
     if npz is not None:
         save_npz(npz, drawn.images, drawn.labels)
         weights = describe_weights(workdir, config, step)

@@ -9,6 +9,10 @@ from jax.typing import DTypeLike
 
 Array = jax.Array
 
+# By how much an inverted draw wins at least: far above the rounding of logits, and so little that
+# the noise's law is changed by less than could be measured.
+MARGIN = 1e-3
+
 
 class CategoricalHead(nn.Module, kw_only=True):
     """p(code | hidden) = softmax(linear(hidden)); logits are float32.
@@ -64,6 +68,27 @@ class CategoricalHead(nn.Module, kw_only=True):
     def draw(logits: Array, gumbel: Array) -> Array:
         """The code of largest perturbed logit, int32 [...]: an exact draw (Gumbel-max)."""
         return jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
+
+    @staticmethod
+    def invert(logits: Array, codes: Array, gumbel: Array) -> Array:
+        """The noise [..., V] with which `draw` gives ``codes`` int32 [...].
+
+        A draw from the posterior: standard Gumbel noise given that the code's perturbed logit is
+        the largest. With log-probabilities l that maximum is a standard Gumbel itself, T, whichever
+        code it belongs to, and every other perturbed logit is a Gumbel of location l cut off at T.
+        So noise of codes that the model drew is standard Gumbel noise again.
+
+        Args:
+            logits: [..., V], after the filters; -inf where a code was removed.
+            codes: int32 [...]; the noise is not finite where a filter removed the code.
+            gumbel: standard Gumbel noise [..., V] to make it from.
+        """
+        log_p = jax.nn.log_softmax(logits, axis=-1)
+        chosen = jax.nn.one_hot(codes, logits.shape[-1], dtype=bool)
+        top = jnp.where(chosen, gumbel, 0.0).sum(-1, keepdims=True)
+        below = jnp.minimum(-jnp.logaddexp(-top, -(log_p + gumbel)), top - MARGIN)
+        noise = jnp.where(chosen, top, below) - log_p
+        return jnp.where(jnp.isneginf(logits) & ~chosen, gumbel, noise)
 
     @staticmethod
     def soften(logits: Array, gumbel: Array, ratio: Array | float) -> Array:

@@ -52,3 +52,31 @@ def save_grid(
 ) -> None:
     """Writes `image_grid` of uint8 [N, H, W, C] as PNG."""
     save_png(path, image_grid(images, columns=columns), scale=scale)
+
+
+def save_gif(
+    path: str | Path, frames: np.ndarray, *, milliseconds: int = 200, rest: int = 1500
+) -> None:
+    """Writes frames uint8 [S, H, W, C] that repeat for ever.
+
+    Colours are reduced to 256 a frame; grey values are kept.
+
+    Args:
+        milliseconds: of a frame.
+        rest: of the last one.
+
+    Raises:
+        ValueError: no frames, another dtype or rank, or C other than 1 and 3.
+    """
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] not in PICTURE_CHANNELS:
+        raise ValueError(
+            f"frames of dtype {frames.dtype} and shape {frames.shape} cannot be drawn: uint8 "
+            "[S, H, W, C] with C 1 or 3 is needed"
+        )
+    if not len(frames):
+        raise ValueError("frames has no rows: nothing to draw")
+    first, *others = (Image.fromarray(f[..., 0] if f.shape[-1] == 1 else f) for f in frames)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    durations = [milliseconds] * len(others) + [rest]
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)

@@ -1,9 +1,9 @@
 """The cached sampler: one jitted program draws all steps of a schedule, a second decodes the codes.
 
 Equal steps (raster) run in a `lax.scan`; ragged ones (next-scale) as a Python loop over static
-slices inside the same program. Labels, keys, knobs and guidance are traced, so none of them
-recompiles either; only another batch size does, and of the first switching guidance on or off, or
-from keys to noise.
+slices inside the same program. Labels, keys, knobs, guidance and what an edit keeps are traced, so
+none of them recompiles either; only another batch size does, and of the first switching guidance or
+editing on or off, or from keys to noise.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from ar_jax.api import Array, Cache, Cond, Params, Samples, System
 from ar_jax.sampling.filters import Knobs, truncate
 from ar_jax.sampling.guidance import Guidance
+from ar_jax.sampling.kept import Kept, check_kept, kept_first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ class CachedSampler:
         guidance: Guidance | None = None,
         noise: Array | None = None,
         order: Array | None = None,
+        given: Array | None = None,
+        keep: Array | None = None,
     ) -> Samples:
         """Draws one image for every condition.
 
@@ -61,6 +64,10 @@ class CachedSampler:
                 the draws.
             order: int32 [B, L], the cell of every draw; default the schedule's own order. Needs a
                 decoder with target-aware positions.
+            given, keep: codes [B, L] as images have them, and bool [B, L], which of them these
+                images are to have; see `ar_jax.sampling.kept`. A kept code is taken when its turn
+                comes, so that what is drawn later is drawn given it. A schedule of random orders
+                takes them first, unless an order or noise is given.
 
         Returns:
             codes int32 [B, L] in the schedule's own order, images float32 [B, H, W, C] in [-1, 1],
@@ -68,8 +75,8 @@ class CachedSampler:
 
         Raises:
             ValueError: if neither keys nor noise are given for a temperature above 0, if keys,
-                noise or order are not one for every condition, an order is no permutation, or the
-                tokenizer cannot mix codes for ``knobs.smooth``.
+                noise, order or what is kept are not one for every condition, an order is no
+                permutation, or the tokenizer cannot mix codes for ``knobs.smooth``.
         """
         schedule = self.system.schedule
         batch_size = len(jax.tree.leaves(cond)[0])
@@ -81,7 +88,10 @@ class CachedSampler:
             )
         if order is not None:
             order = check_order(order, batch_size, schedule.length)
-        knobs, scales = self._by_step(knobs, guidance)
+        kept = check_kept(given, keep, (batch_size, *self.system.tokenizer.codes_shape))
+        if kept is not None and schedule.random and order is None and noise is None:
+            order = kept_first(jnp.arange(schedule.length)[None], kept.keep)
+        knobs, scales = self.by_step(knobs, guidance)
         if keys is None and noise is None and knobs.temperature > 0:
             raise ValueError(
                 f"neither keys nor noise are given for sampling.temperature {knobs.temperature}: "
@@ -89,7 +99,8 @@ class CachedSampler:
             )
         keys = keys if noise is None else None  # one program, whoever gives both
         guided = bool(np.any(scales != 1.0))
-        inputs = (self.system, self.params, cond, keys, knobs, jnp.asarray(scales), noise, order)
+        drawing = (cond, keys, knobs, jnp.asarray(scales), noise, order, kept)
+        inputs = (self.system, self.params, *drawing)
         if not knobs.smooth:
             codes = draw_codes(*inputs, guided=guided)
             return Samples(codes=codes, images=self.decode(codes), order=order)
@@ -111,13 +122,13 @@ class CachedSampler:
         guidance: Guidance | None = None,
     ) -> tuple[Any, tuple[Any, ...]]:
         """How to lower the program that draws codes, and its arguments: for benchmarks."""
-        knobs, scales = self._by_step(knobs, guidance)
+        knobs, scales = self.by_step(knobs, guidance)
         arguments = (self.params, cond, keys, knobs, jnp.asarray(scales), None, None)
         guided = bool(np.any(scales != 1.0))
         lower = functools.partial(draw_codes.lower, self.system, *arguments, guided=guided)
         return lower, arguments
 
-    def _by_step(self, knobs: Knobs | None, guidance: Guidance | None) -> tuple[Knobs, np.ndarray]:
+    def by_step(self, knobs: Knobs | None, guidance: Guidance | None) -> tuple[Knobs, np.ndarray]:
         """(checked knobs, guidance scale of every step, float32 [S])."""
         schedule, knobs = self.system.schedule, (knobs or Knobs()).as_arrays()
         factors = len(knobs.step_temperatures)
@@ -180,11 +191,13 @@ def draw_codes(
     scales: Array,
     noise: Array | None,
     order: Array | None = None,
+    kept: Kept | None = None,
     *,
     guided: bool,
 ) -> Array:
     """The sampling program: codes int32 [B, L]. See `CachedSampler.__call__`."""
-    return draw_steps(system, params, cond, keys, knobs, scales, noise, order, guided=guided)[0]
+    inputs = (system, params, cond, keys, knobs, scales, noise, order, kept)
+    return draw_steps(*inputs, guided=guided)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("system", "guided"))
@@ -197,11 +210,12 @@ def draw_features(
     scales: Array,
     noise: Array | None,
     order: Array | None = None,
+    kept: Kept | None = None,
     *,
     guided: bool,
 ) -> tuple[Array, Array]:
     """As `draw_codes` for smooth draws: (codes of largest weight, features [B, h, w, C])."""
-    return draw_steps(system, params, cond, keys, knobs, scales, noise, order, guided=guided)
+    return draw_steps(system, params, cond, keys, knobs, scales, noise, order, kept, guided=guided)
 
 
 def draw_steps(
@@ -213,18 +227,25 @@ def draw_steps(
     scales: Array,
     noise: Array | None,
     order: Array | None = None,
+    kept: Kept | None = None,
     *,
     guided: bool,
+    inverted: bool = False,
 ) -> tuple[Array, Any]:
-    """The program itself, not compiled: (codes [B, L], what the tokenizer carries at the end)."""
+    """The program itself, not compiled: (codes [B, L], what the tokenizer carries at the end).
+
+    ``inverted``: in place of the codes, the Gumbel noise float32 [B, L, V], in the order of the
+    draws, under which the codes of ``kept`` are drawn; see `ar_jax.sampling.invert`.
+    """
     schedule, batch_size = system.schedule, len(jax.tree.leaves(cond)[0])
     if guided:
         null = system.backbone.conditioner.null(cond)
         cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
     orders = jnp.concatenate([order, order]) if guided and order is not None else order
+    kept = kept if kept is None or order is None else kept.taken(order)
 
     def step(index: Any, context: Array | None, carry: Any, cache: Cache) -> tuple:
-        """One step: (codes [B, n], the tokenizer's carry, next context, cache)."""
+        """One step: (codes [B, n] or their noise, the tokenizer's carry, next context, cache)."""
         filters = knobs.at(index)
         if guided and context is not None:
             context = jnp.concatenate([context, context])
@@ -236,23 +257,33 @@ def draw_steps(
             logits = system.head.guide(logits[:batch_size], logits[batch_size:], scales[index])
         gumbel = jnp.where(filters.temperature > 0, step_noise(index, logits), 0.0)
         logits = truncate(logits, filters)
+        part = jax.tree.map(lambda rows: of_step(rows, index, logits.shape[1]), kept)
+        if inverted:
+            assert part is not None
+            gumbel = system.head.invert(logits, part.codes, gumbel)
         if knobs.smooth:
             ratio = index / max(schedule.num_steps - 1, 1)
             drawn = system.head.soften(logits, gumbel, ratio)  # [B, n, V]
+            if part is not None:
+                drawn = part.mix(drawn)
             codes = jnp.argmax(drawn, axis=-1).astype(jnp.int32)
         else:
-            drawn = codes = system.head.draw(logits, gumbel)
+            codes = system.head.draw(logits, gumbel)
+            drawn = codes = codes if part is None else part.force(codes)
         carry, context = system.tokenizer.apply(
             {"params": params["tokenizer"]}, carry, drawn, index, method="advance"
         )
-        return codes, carry, context, cache
+        return gumbel if inverted else codes, carry, context, cache
+
+    def of_step(rows: Array, index: Any, count: int) -> Array:
+        """[B, n, ...] of [B, L, ...] in the order of the draws."""
+        first = schedule.starts[index] if isinstance(index, int) else index * count
+        return jax.lax.dynamic_slice_in_dim(rows, first, count, axis=1)
 
     def step_noise(index: Any, logits: Array) -> Array:
         """Gumbel noise [B, n, V], zero without keys."""
         if noise is not None:
-            count = logits.shape[1]
-            first = schedule.starts[index] if isinstance(index, int) else index * count
-            return jax.lax.dynamic_slice_in_dim(noise, first, count, axis=1)
+            return of_step(noise, index, logits.shape[1])
         if keys is None:
             return jnp.zeros_like(logits)
         return jax.vmap(
@@ -263,7 +294,8 @@ def draw_steps(
     carry = system.tokenizer.apply({"params": params["tokenizer"]}, batch_size, method="begin")
     scans = schedule.equal_steps and schedule.num_steps > 1
     with jax.named_scope("prefill" if scans else "step_0"):  # for `ar_jax.compilation.phases`
-        codes, carry, context, cache = step(0, None, carry, cache)
+        first, carry, context, cache = step(0, None, carry, cache)
+    drawn = [first]
     if scans:
 
         def body(state: tuple, index: Array) -> tuple[tuple, Array]:
@@ -274,14 +306,15 @@ def draw_steps(
         state = (context, carry, cache)
         with jax.named_scope("decode"):
             (_, carry, _), rest = jax.lax.scan(body, state, jnp.arange(1, schedule.num_steps))
-        rest = jnp.moveaxis(rest, 0, 1).reshape(batch_size, -1)  # [S-1, B, n] -> [B, L-n]
-        return to_cells(jnp.concatenate([codes, rest], axis=1), order), carry
-    drawn = [codes]
-    for index in range(1, schedule.num_steps):
-        with jax.named_scope(f"step_{index}"):
-            codes, carry, context, cache = step(index, context, carry, cache)
-        drawn.append(codes)
-    return to_cells(jnp.concatenate(drawn, axis=1), order), carry
+        # [S-1, B, n, ...] -> [B, L-n, ...]
+        drawn.append(jnp.moveaxis(rest, 0, 1).reshape(batch_size, -1, *rest.shape[3:]))
+    else:
+        for index in range(1, schedule.num_steps):
+            with jax.named_scope(f"step_{index}"):
+                codes, carry, context, cache = step(index, context, carry, cache)
+            drawn.append(codes)
+    made = jnp.concatenate(drawn, axis=1)
+    return made if inverted else to_cells(made, order), carry
 
 
 def to_cells(codes: Array, order: Array | None) -> Array:

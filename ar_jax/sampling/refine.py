@@ -20,6 +20,7 @@ import numpy as np
 from ar_jax.api import Array, Cond, Params, Samples, System
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
+from ar_jax.sampling.kept import Kept, check_kept, kept_first
 from ar_jax.sampling.loop import check_keys
 from ar_jax.schedules import Schedule
 
@@ -58,6 +59,8 @@ class RefineSampler:
         knobs: Knobs | None = None,
         guidance: Guidance | None = None,
         noise: RefineNoise | None = None,
+        given: Array | None = None,
+        keep: Array | None = None,
     ) -> Samples:
         """Draws one image for every condition.
 
@@ -68,6 +71,9 @@ class RefineSampler:
             knobs: of these the temperature, a factor on the noise of the head's steps.
             guidance: default none.
             noise: in place of the keys'; see `draw_noise`.
+            given, keep: codes [B, L, C] as images have them, and bool [B, L], which of them these
+                images are to have; see `ar_jax.sampling.kept`. They are known from the start, as
+                if the schedule had drawn them first: its last iterations draw the others.
 
         Returns:
             codes float32 [B, L, C], images float32 [B, H, W, channels] in [-1, 1], and the order.
@@ -96,8 +102,9 @@ class RefineSampler:
                     f"order, start and steps of the noise have the shapes {found}; they must be "
                     f"{(shape[:2], shape, steps)}"
                 )
+        kept = check_kept(given, keep, (batch_size, schedule.length, head.code_width))
         arguments, guided = self._arguments(cond, keys, knobs, guidance, noise)
-        codes, order = draw_codes(self.system, *arguments, guided=guided)
+        codes, order = draw_codes(self.system, *arguments, kept, guided=guided)
         return Samples(codes=codes, images=self.decode(codes), order=order)
 
     def program(
@@ -190,6 +197,16 @@ def _without_output(run: Any) -> Any:
     return lambda carry, xs: (run(carry, xs), None)
 
 
+def _where_needed(run: Any, least: Array) -> Any:
+    """An iteration that is left out if all its codes are among the ``least`` kept in any image."""
+
+    def needed(codes: Array, xs: dict[str, Array]) -> Array:
+        draws = xs["first"] + xs["count"] > least
+        return jax.lax.cond(draws, run, lambda codes, xs: codes, codes, xs)
+
+    return needed
+
+
 @functools.partial(jax.jit, static_argnames=("system", "guided"))
 def draw_codes(
     system: System,
@@ -199,6 +216,7 @@ def draw_codes(
     temperature: Array,
     scales: Array,
     noise: RefineNoise | None,
+    kept: Kept | None = None,
     *,
     guided: bool,
 ) -> tuple[Array, Array]:
@@ -216,6 +234,11 @@ def draw_codes(
         order = draw_order(keys, length)
     else:
         order = noise.order
+    codes = jnp.zeros((batch_size, length, width), jnp.float32)
+    held = jnp.zeros((1, 1), jnp.int32)  # codes that are known before the first iteration
+    if kept is not None:
+        order, codes = kept_first(order, kept.keep), kept.force(codes)
+        held = kept.keep.sum(1, keepdims=True)  # [B, 1]
     largest = max(schedule.sizes)
     padded = jnp.pad(order, ((0, 0), (0, largest)))  # a slice must not be pushed back at the end
     if guided:
@@ -251,9 +274,10 @@ def draw_codes(
 
     def iterate(codes: Array, xs: dict[str, Array], size: int, visible: int, exact: bool) -> Array:
         """One iteration of at most ``size`` new codes that sees at most ``visible``."""
-        first = xs["first"]
-        fresh = jnp.broadcast_to(jnp.arange(size) < xs["count"], (batch_size, size))
-        known = None if exact else jnp.arange(visible)[None] < first
+        first, ranks = xs["first"], jnp.arange(size)[None]
+        fresh = (ranks < xs["count"]) & (first + ranks >= held)
+        fresh = jnp.broadcast_to(fresh, (batch_size, size))
+        known = None if exact else jnp.arange(visible)[None] < jnp.maximum(first, held)
         known = None if known is None else jnp.broadcast_to(known, (batch_size, visible))
         wanted = jax.lax.dynamic_slice_in_dim(padded, first, size, axis=1)  # [B, n]
         hidden = hidden_at(codes, order[:, :visible], known, wanted).reshape(
@@ -274,7 +298,6 @@ def draw_codes(
         places = jnp.where(fresh, wanted, length)
         return codes.at[images, places].set(drawn.reshape(batch_size, size, width), mode="drop")
 
-    codes = jnp.zeros((batch_size, length, width), jnp.float32)
     starts, sizes = np.asarray(schedule.starts), np.asarray(schedule.sizes)
     for begin, end in groups(schedule):
         part = slice(begin, end)
@@ -286,8 +309,10 @@ def draw_codes(
         run = functools.partial(
             iterate,
             size=int(sizes[part].max()),
-            visible=int(starts[end - 1]),
-            exact=end - begin == 1,
+            visible=int(starts[end - 1]) if kept is None else length,
+            exact=kept is None and end - begin == 1,
         )
+        if kept is not None:
+            run = _where_needed(run, held.min())
         codes, _ = jax.lax.scan(_without_output(run), codes, xs)
     return codes, order
