@@ -213,11 +213,11 @@ def evaluate_generator(
         rules = dataclasses.replace(standard.rules, num_images=number, num_classes=classes)
         result = compare(standard.extractor, images, real, rules)
         report["standard"] = comparison_section(result, sampling)
-    if hasattr(system.head, "log_prob"):
-        report["likelihood"] = illustrated.likelihood_section(system, params, evaluation)
-    else:
-        objective = build_objective(config)
+    objective = build_objective(config)
+    if hasattr(objective, "METRICS"):  # what is trained is no likelihood of all codes
         report["held_out"] = illustrated.held_out_section(objective, system, params, evaluation)
+    else:
+        report["likelihood"] = illustrated.likelihood_section(system, params, evaluation)
     if evaluation.data["test"].source.kind == "image":
         limit = SHOWN if evaluation.judge is None else None
         alone = dataclasses.replace(evaluation, standard=None)  # rFID is of a tokenizer's report

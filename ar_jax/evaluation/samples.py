@@ -125,7 +125,10 @@ def describe_sampling(knobs: Knobs, guidance: Guidance) -> str:
         factors = ", ".join(f"{float(factor):g}" for factor in knobs.step_temperatures)
         parts += [f"times {factors} by step"]
     filters = {"top-k": knobs.top_k, "top-p": knobs.top_p, "min-p": knobs.min_p}
+    filters |= {"choice temperature": knobs.choice_temperature}
     parts += [f"{name} {float(v):g}" for name, v in filters.items() if v]
+    if knobs.confidence != Knobs().confidence:
+        parts += [f"confidence by {knobs.confidence}"]
     return ", ".join(parts + ["smooth"] * knobs.smooth)
 
 

@@ -233,7 +233,7 @@ def draw_steps(
 
         return jax.vmap(one)(keys)
 
-    def iterate(state: tuple[Array, Array], xs: dict[str, Any]) -> tuple[Any, Any]:
+    def iterate(state: tuple[Array, Array], xs: Any) -> tuple[Any, Any]:
         codes, known = state
         filters = knobs.at(xs["index"])
         with jax.named_scope("refine_backbone"):  # as that below: for `ar_jax.compilation.phases`

@@ -35,8 +35,9 @@ from ar_jax.sampling.guidance import Guidance
 from ar_jax.schedules import MaskRule
 
 NOT_APPLICABLE: Mapping[str, str] = {}
-INPUTS = ("tab_*", "topk_probs", "topk_masklen", "topk_noise", "?_*_input", "?_*_noise", "?_*_u")
-INPUTS += ("ce_logits", "ce_targets", "ce_mask", "mask_tokens", "mask_t_u", "mask_perm_u")
+INPUTS: tuple[str, ...] = ("tab_*", "topk_probs", "topk_masklen", "topk_noise")
+INPUTS += ("?_*_input", "?_*_noise", "?_*_u", "ce_logits", "ce_targets", "ce_mask")
+INPUTS += ("mask_tokens", "mask_t_u", "mask_perm_u")
 EXACT = 1e-9  # slack of ours
 ROUNDED = -1e-6  # and, times the number of codes, of what float32 may round to
 
