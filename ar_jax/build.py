@@ -11,6 +11,7 @@ import ml_collections
 
 from ar_jax import schedules
 from ar_jax.api import Objective, Params, System, matches_any
+from ar_jax.backbones.bidirectional import Bidirectional
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.consistency import (
@@ -34,7 +35,9 @@ from ar_jax.objectives.adversarial import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES
 from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.masked import Masked
+from ar_jax.objectives.masked_codes import MaskedCodes
 from ar_jax.objectives.tokenizer import TokenizerObjective
+from ar_jax.sampling.confidence import ConfidenceSampler
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import CachedSampler
@@ -68,7 +71,11 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "next_scale": schedules.next_scale,
     "masked": schedules.masked,
 }
-BACKBONES = {"decoder": Decoder, "encoder_decoder": EncoderDecoder}
+BACKBONES = {
+    "decoder": Decoder,
+    "encoder_decoder": EncoderDecoder,
+    "bidirectional": Bidirectional,
+}
 HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead}
 TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
 DISCRIMINATORS = {
@@ -76,10 +83,19 @@ DISCRIMINATORS = {
     "stylegan": StyleDiscriminator,
     "pooled": PooledDiscriminator,
 }
-OBJECTIVES = {**TOKENIZER_OBJECTIVES, "likelihood": Likelihood, "masked": Masked}
+OBJECTIVES = {
+    **TOKENIZER_OBJECTIVES,
+    "likelihood": Likelihood,
+    "masked": Masked,
+    "masked_codes": MaskedCodes,
+}
 # How codes are drawn is the backbone's: with a cache step by step, or all that is known each time.
-AnySampler: TypeAlias = CachedSampler | RefineSampler
-SAMPLERS: dict[type, Any] = {Decoder: CachedSampler, EncoderDecoder: RefineSampler}
+AnySampler: TypeAlias = CachedSampler | RefineSampler | ConfidenceSampler
+SAMPLERS: dict[type, Any] = {
+    Decoder: CachedSampler,
+    EncoderDecoder: RefineSampler,
+    Bidirectional: ConfidenceSampler,
+}
 CODEBOOK = "quantizer/codebook"  # the parameter that objectives move outside of the gradient
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

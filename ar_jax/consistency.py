@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from ar_jax.backbones.bidirectional import Bidirectional
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.heads.categorical import CategoricalHead
@@ -17,11 +18,15 @@ from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
 AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
-AnyBackbone: TypeAlias = Decoder | EncoderDecoder
+AnyBackbone: TypeAlias = Decoder | Bidirectional | EncoderDecoder
 AnyHead: TypeAlias = CategoricalHead | DiffusionHead
 
 # Which head and which objective go with a backbone, by the names that configs give them.
-PARTNERS = {Decoder: ("categorical", "likelihood"), EncoderDecoder: ("diffusion", "masked")}
+PARTNERS = {
+    Decoder: ("categorical", "likelihood"),
+    Bidirectional: ("categorical", "masked_codes"),
+    EncoderDecoder: ("diffusion", "masked"),
+}
 
 
 def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) -> None:
@@ -32,26 +37,28 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
     """
     check_attention(backbone)
     discrete = isinstance(tokenizer, Tokenizer)
-    for part, kinds in (("backbone", (Decoder,)), ("head", (CategoricalHead,))):
-        module = backbone if part == "backbone" else head
-        if isinstance(module, kinds) != discrete:
-            fits = {
-                "backbone": ("decoder", "encoder_decoder"),
-                "head": ("categorical", "diffusion"),
-            }
+    kinds: dict[str, Any] = {
+        "backbone": ((Decoder, Bidirectional), "'decoder' or 'bidirectional'", "'encoder_decoder'"),
+        "head": ((CategoricalHead,), "'categorical'", "'diffusion'"),
+    }
+    for part, (of_discrete, *fits) in kinds.items():
+        if isinstance(backbone if part == "backbone" else head, of_discrete) != discrete:
             raise ValueError(
-                f"{part}.name is another than {fits[part][0 if discrete else 1]!r}, which goes "
-                f"with the {'discrete' if discrete else 'continuous'} codes of config.tokenizer"
+                f"{part}.name is another than {fits[0 if discrete else 1]}, which goes with the "
+                f"{'discrete' if discrete else 'continuous'} codes of config.tokenizer"
             )
     if isinstance(tokenizer, Tokenizer):
-        assert isinstance(backbone, Decoder) and isinstance(head, CategoricalHead)
+        assert not isinstance(backbone, EncoderDecoder) and isinstance(head, CategoricalHead)
         if tokenizer.bits:
             raise ValueError(
                 f"head.name is 'categorical', which gives one number a code, but config.tokenizer "
                 f"makes codes of {tokenizer.bits} bits: use tokenizer.name 'bsq', 'lfq', 'fsq', "
                 "'vq' or 'multiscale_vq'"
             )
-        check_backbone(backbone, tokenizer)
+        if isinstance(backbone, Bidirectional):
+            check_bidirectional(backbone, tokenizer)
+        else:
+            check_backbone(backbone, tokenizer)
         check_vocabulary("head.vocab_size", head.vocab_size, tokenizer)
     else:
         assert isinstance(backbone, EncoderDecoder) and isinstance(head, DiffusionHead)
@@ -97,23 +104,50 @@ def check_self_correction(self_correction: float, tokenizer: AnyTokenizer) -> No
 
 def check_encoder_decoder(backbone: EncoderDecoder, tokenizer: KLTokenizer) -> None:
     """config.backbone of name 'encoder_decoder'."""
-    for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
-        if getattr(backbone, width) % getattr(backbone, heads):
-            raise ValueError(
-                f"backbone.{width} {getattr(backbone, width)} is not a multiple of "
-                f"backbone.{heads} {getattr(backbone, heads)}"
-            )
+    check_heads(backbone, "width", "heads")
+    check_heads(backbone, "decoder_width", "decoder_heads")
+    check_masked(backbone, "encoder_decoder")
+    for field in ("num_classes", "buffer"):
+        check_positive(backbone, field)
+    check_code_width("backbone.code_width", backbone.code_width, tokenizer)
+
+
+def check_bidirectional(backbone: Bidirectional, tokenizer: Tokenizer) -> None:
+    """config.backbone of name 'bidirectional'."""
+    check_heads(backbone, "width", "heads")
+    check_masked(backbone, "bidirectional")
+    check_positive(backbone, "num_classes")
+    if tokenizer.quantizer.context != "codes":
+        raise ValueError(
+            "backbone.name is 'bidirectional', whose rows are fed codes of one grid, but "
+            f"config.tokenizer has {len(tokenizer.grids)}: use tokenizer.name 'vq', 'fsq', 'lfq' "
+            "or 'bsq'"
+        )
+    check_vocabulary("backbone.vocab_size", backbone.vocab_size, tokenizer)
+
+
+def check_heads(backbone: AnyBackbone, width: str, heads: str) -> None:
+    """Heads of equal widths."""
+    if getattr(backbone, width) % getattr(backbone, heads):
+        raise ValueError(
+            f"backbone.{width} {getattr(backbone, width)} is not a multiple of "
+            f"backbone.{heads} {getattr(backbone, heads)}"
+        )
+
+
+def check_masked(backbone: AnyBackbone, name: str) -> None:
+    """config.schedule of a backbone that is given codes of which some are hidden."""
     if backbone.schedule.name != "masked":
         raise ValueError(
-            f"schedule.name is {backbone.schedule.name!r}; the backbone 'encoder_decoder' predicts "
-            "sets of codes in random order: use 'masked'"
+            f"schedule.name is {backbone.schedule.name!r}; the backbone {name!r} predicts sets of "
+            "codes in random order: use 'masked'"
         )
-    for field, least in (("num_classes", 1), ("buffer", 1)):
-        if getattr(backbone, field) < least:
-            raise ValueError(
-                f"backbone.{field} is {getattr(backbone, field)}; it must be at least {least}"
-            )
-    check_code_width("backbone.code_width", backbone.code_width, tokenizer)
+
+
+def check_positive(backbone: AnyBackbone, field: str) -> None:
+    """A count of config.backbone."""
+    if getattr(backbone, field) < 1:
+        raise ValueError(f"backbone.{field} is {getattr(backbone, field)}; it must be at least 1")
 
 
 def check_diffusion_head(head: DiffusionHead, tokenizer: KLTokenizer) -> None:
@@ -188,10 +222,7 @@ def check_latents(tokenizer: KLTokenizer) -> None:
 
 def check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
     """config.backbone of name 'decoder', and what it is fed."""
-    if backbone.width % backbone.heads:
-        raise ValueError(
-            f"backbone.width {backbone.width} is not a multiple of backbone.heads {backbone.heads}"
-        )
+    check_heads(backbone, "width", "heads")
     head_width = backbone.width // backbone.heads
     if backbone.positions == "rope" and head_width % 4:
         raise ValueError(

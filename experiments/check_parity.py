@@ -24,7 +24,7 @@ from ar_jax.convert.release import FAMILIES as RELEASES
 from ar_jax.io.console import configure_logging
 
 # Beside the systems: what evaluation computes, and losses, which have no released files.
-FAMILIES = (*RELEASES, *NETWORK_FAMILIES, "adm_metrics", "vq_losses")
+FAMILIES = (*RELEASES, *NETWORK_FAMILIES, "adm_metrics", "vq_losses", "maskgit")
 
 
 def main(argv: Sequence[str]) -> int:

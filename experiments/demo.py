@@ -31,6 +31,7 @@ SYSTEMS = {
     "llamagen": "tokenizer_vq",
     "rar": "tokenizer_vq",
     "mar": "tokenizer_kl",
+    "maskgit": "tokenizer_vq",
 }
 
 SYSTEM = flags.DEFINE_enum("system", "var", sorted(SYSTEMS), "What to train.")

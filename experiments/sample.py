@@ -31,6 +31,7 @@ from ar_jax.io.best_checkpoint import best_step
 from ar_jax.io.console import configure_logging
 from ar_jax.io.run_info import read_config
 from ar_jax.sampling.edit import COARSE_SHARE
+from ar_jax.sampling.filters import CONFIDENCES
 from ar_jax.sampling.guidance import KINDS
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of the generator.", required=True)
@@ -68,6 +69,10 @@ TEMPERATURE = flags.DEFINE_float(
 TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most probable codes; 0 keeps all.")
 TOP_P = flags.DEFINE_float("top_p", None, "Keep the most probable codes up to this mass.")
 MIN_P = flags.DEFINE_float("min_p", None, "Keep codes of this fraction of the likeliest one's.")
+CHOICE = flags.DEFINE_float(
+    "choice_temperature", None, "Noise on which codes confidence decoding keeps; 0: the surest."
+)
+CONFIDENCE = flags.DEFINE_enum("confidence", None, CONFIDENCES, "What it compares codes by.")
 SMOOTH = flags.DEFINE_bool("smooth", None, "Mix code vectors between scales (more_smooth).")
 SEED = flags.DEFINE_integer("seed", 0, "Of all draws.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images drawn at a time.")
@@ -85,6 +90,8 @@ def main(argv: Sequence[str]) -> None:
         "top_p": TOP_P.value,
         "min_p": MIN_P.value,
         "smooth": SMOOTH.value,
+        "choice_temperature": CHOICE.value,
+        "confidence": CONFIDENCE.value,
         "guidance.scale": GUIDANCE.value,
         "guidance.kind": KIND.value,
         "guidance.power": POWER.value,

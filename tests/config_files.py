@@ -20,6 +20,7 @@ import pytest
 
 import ar_jax
 from ar_jax.api import Batch
+from ar_jax.backbones.bidirectional import Bidirectional
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.build import build_objective, build_sampling, trains_tokenizer
@@ -33,6 +34,7 @@ from ar_jax.nn.layers import MLP
 from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood, init_tokenizer
 from ar_jax.objectives.masked import Masked
+from ar_jax.objectives.masked_codes import MaskedCodes
 from ar_jax.objectives.perceptual import frozen_shapes
 from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.sampling.filters import Knobs
@@ -65,9 +67,9 @@ TAKERS: dict[str, tuple[type, ...]] = {
         *(Autoencoder, conv.Encoder, conv.Decoder),
         *(PooledAutoencoder, pooled_conv.PooledEncoder, pooled_conv.PooledDecoder),
     ),
-    "backbone": (Decoder, EncoderDecoder, Stack, Block, Attention, MLP),
+    "backbone": (Decoder, EncoderDecoder, Bidirectional, Stack, Block, Attention, MLP),
     "head": (CategoricalHead, DiffusionHead),
-    "objective": (TokenizerObjective, KLTokenizerObjective, Likelihood, Masked),
+    "objective": (TokenizerObjective, KLTokenizerObjective, Likelihood, Masked, MaskedCodes),
     "sampling": (Knobs,),
     "sampling.guidance": (Guidance,),
 }

@@ -21,6 +21,7 @@ from ar_jax.compilation.phases import decode_phase, sample_phase, train_phase
 from ar_jax.compilation.target import check_program, prepare
 from ar_jax.compilation.trials import Trials
 from ar_jax.parallel.mesh import use_mesh
+from configs.imagenet256.maskgit import get_config
 from tests.smoke_runs import ROOT, smoke_config
 from tests.tpu_compiler import NEEDS_COMPILER
 
@@ -84,12 +85,9 @@ def searched(name: str, program: str) -> tuple[set[Any], set[Any], dict[str, Any
     return {one.remat for one in candidates}, {one.tensor for one in candidates}, found.settings()
 
 
-def test_a_tokenizer_s_step_has_its_discriminator_and_its_perceptual_network(
-    four_devices, monkeypatch
-):
-    config = smoke_config("tokenizer_vq")
-    config.objective.adversarial.weight = 0.5
-    config.objective.update(perceptual=0.1, perceptual_network="classifier")
+@pytest.fixture
+def lowered(monkeypatch) -> list[Any]:
+    """What would be compiled; reports hold the model's FLOPs alone."""
     lowered: list[Any] = []
 
     def lower_only(target, lower):
@@ -98,10 +96,34 @@ def test_a_tokenizer_s_step_has_its_discriminator_and_its_perceptual_network(
 
     monkeypatch.setattr(ahead, "compile_for", lower_only)
     monkeypatch.setattr(ahead, "report", lambda *arguments: {"flops": arguments[4]})
+    return lowered
+
+
+def test_a_tokenizer_s_step_has_its_discriminator_and_its_perceptual_network(four_devices, lowered):
+    config = smoke_config("tokenizer_vq")
+    config.objective.adversarial.weight = 0.5
+    config.objective.update(perceptual=0.1, perceptual_network="classifier")
     assert ahead.compile_train_step(config, "v5e:2x2")["flops"] > 0
     (state, frozen, *_), _ = lowered[0].args_info
     assert set(state.adversary) == {"params", "opt_state", "stats"}
     assert set(frozen) == {"perceptual"}
+
+
+@pytest.mark.parametrize("config", ["smoke", pytest.param("imagenet256", marks=pytest.mark.slow)])
+def test_masked_codes_are_lowered(config, four_devices, lowered):
+    """A step, a guided sampler and a decoder; more iterations take as many more FLOPs."""
+    config = smoke_config("maskgit") if config == "smoke" else get_config()
+    config.train.batch_size = 8
+    assert ahead.compile_train_step(config, "v5e:2x2")["flops"] > 0
+    (_, _, batch, _), _ = lowered[-1].args_info
+    assert batch["codes"].shape == (8, config.schedule.grid**2)
+    sampled = ahead.compile_sampler(config, "v5e:2x2", batch_size=8)
+    assert sampled["guided"] == (config.sampling.guidance.scale != 1)
+    assert ahead.compile_decoder(config, "v5e:2x2", batch_size=8)["flops"] > 0
+    with config.unlocked():
+        config.schedule.iterations *= 2
+    twice = ahead.compile_sampler(config, "v5e:2x2", batch_size=8)["flops"]
+    np.testing.assert_allclose(twice, 2 * sampled["flops"], rtol=1e-6)
 
 
 def test_what_is_searched_for_each_system(four_devices, monkeypatch):

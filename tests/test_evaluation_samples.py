@@ -5,15 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ar_jax.evaluation.labels import balanced_labels, choose_labels
 from ar_jax.evaluation.measure import group_names, group_sizes
-from ar_jax.evaluation.samples import (
-    balanced_labels,
-    choose_labels,
-    describe_sampling,
-    sampling_of,
-    save_npz,
-    stages,
-)
+from ar_jax.evaluation.samples import describe_sampling, sampling_of, save_npz, stages
 from ar_jax.io.checkpoint import tree_digest
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance

@@ -14,16 +14,11 @@ from ar_jax.data import from_config
 from ar_jax.evaluation.cache import cache_codes
 from ar_jax.evaluation.coding import encode_images
 from ar_jax.evaluation.edits import edit_workdir
+from ar_jax.evaluation.labels import balanced_labels
 from ar_jax.evaluation.load import load_system, load_tokenizer
 from ar_jax.evaluation.report import read_report
 from ar_jax.evaluation.run import evaluate_workdir
-from ar_jax.evaluation.samples import (
-    Generated,
-    balanced_labels,
-    generate,
-    sample_workdir,
-    sampling_of,
-)
+from ar_jax.evaluation.samples import Generated, generate, sample_workdir, sampling_of
 from ar_jax.io.images import save_png
 from ar_jax.io.metrics import read_jsonl
 from ar_jax.sampling.loop import CachedSampler

@@ -18,6 +18,7 @@ FORMS = {
         1 + (W - 1) * 0.5 * (1 - math.cos(math.pi * (r * (STEPS - 1) / STEPS) ** 2.5))
     ),
     "linear_excess": lambda r: 1 + W * r,
+    "linear_below": lambda r: 1 + (W - 1) * r * (STEPS - 1) / STEPS,
 }
 
 

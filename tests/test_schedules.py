@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ar_jax.schedules import Schedule, as_grids, next_scale, raster
+from ar_jax.schedules import MaskRule, Schedule, as_grids, masked, next_scale, raster
 
 
 def test_raster():
@@ -48,9 +48,56 @@ def test_hashable_and_comparable():
     assert next_scale(scales=(1, 3)) != next_scale(scales=(2, 3))
 
 
+# Of 64 codes in 4 iterations; the last one leaves one by rule.
+HIDDEN = {
+    "uniform": (48, 32, 16, 1),
+    "pow2": (60, 48, 28, 1),
+    "pow0.5": (32, 18, 8, 1),
+    "cosine": (59, 45, 24, 1),
+    "arccos": (53, 42, 29, 1),
+    "log": (21, 10, 4, 1),  # log2(4 / i) / 6 of them
+    "exp": (61, 56, 41, 1),  # all but a quarter of 6 bits, 64 - 64^(i / 4)
+}
+
+
+@pytest.mark.parametrize("method", HIDDEN)
+def test_codes_that_are_still_hidden(method):
+    rule = MaskRule(method=method, slack=1e-9)
+    assert tuple(rule.lengths(64, 4)) == HIDDEN[method]
+    np.testing.assert_array_equal(rule.lengths(np.array([64, 64]), 4, 2), [HIDDEN[method][2:]] * 2)
+    sizes = masked(grid=8, iterations=4, method=method, slack=1e-9).sizes
+    np.testing.assert_array_equal(64 - np.cumsum(sizes), [*HIDDEN[method][:3], 0])
+
+
+def test_an_iteration_finds_a_code_while_there_are_any():
+    for count in range(5):
+        left = [count, *MaskRule(method="pow9").lengths(count, 6)]
+        assert left[1:] == [max(1, n - 1) for n in left[:-1]]
+
+
+def test_slack_makes_whole_numbers_whole():
+    """The cosine at 2/3 is a half; numpy's, of 26 / 39, is a little less."""
+    assert MaskRule().floors(64, 39)[25] == 31
+    assert MaskRule(slack=1e-9).floors(64, 39)[25] == 32
+
+
+def test_shares_of_one_code_are_finite():
+    for method in HIDDEN:
+        ratios = np.array([1e-30, 0.5, 1.0])
+        share = MaskRule(method=method).share(ratios, 1.0, 1)
+        assert ((share >= 1e-6) & (share <= 1)).all(), method
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
+        (
+            lambda: masked(grid=4, iterations=4, method="sine"),
+            ["schedule.method", "'sine'", "powX"],
+        ),
+        (lambda: masked(grid=4, iterations=4, method="pow0"), ["schedule.method", "'pow0'"]),
+        (lambda: masked(grid=4, iterations=4, method="pow-1"), ["schedule.method", "'pow-1'"]),
+        (lambda: masked(grid=4, iterations=4, slack=1.0), ["schedule.slack", "1.0", "[0, 1)"]),
         (lambda: as_grids([]), ["scales", "empty"]),
         (lambda: as_grids([1, 0]), ["scales", "0", "positive"]),
         (lambda: as_grids([(2, -1)]), ["scales", "(2, -1)", "positive"]),

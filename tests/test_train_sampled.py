@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ar_jax.build import create_sampler
+from ar_jax.evaluation.labels import balanced_labels
 from ar_jax.evaluation.load import load_system
-from ar_jax.evaluation.samples import balanced_labels, generate, sampling_of
+from ar_jax.evaluation.samples import generate, sampling_of
 from ar_jax.train import sampled
 from ar_jax.train.fields import TrainFields
 from ar_jax.train.run import train_and_evaluate

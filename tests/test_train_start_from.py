@@ -303,7 +303,9 @@ def test_lists_of_scales_of_other_lengths():
     assert resample(np.array([[1.0], [2]]), ScaleTable(), old, new).tolist() == [[1], [1], [2], [2]]
 
 
-@pytest.mark.parametrize(("file", "count"), [("rar.py", 2), ("mar.py", 3), ("var.py", 2)])
+@pytest.mark.parametrize(
+    ("file", "count"), [("rar.py", 2), ("mar.py", 3), ("var.py", 2), ("maskgit.py", 1)]
+)
 def test_tables_are_where_they_are_said_to_be(file, count):
     objective: Any = build_objective(Case(f"configs/fashion_mnist/{file}", "smoke").config)
     params = flat_leaves(jax.eval_shape(objective.init, jax.random.key(0))["backbone"])

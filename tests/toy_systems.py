@@ -109,11 +109,17 @@ def toy_system(name: str, **changes: Any) -> tuple[System, dict[str, Any]]:
 
 
 def toy_params(system: System, seed: int = 0) -> dict[str, Any]:
-    """Normal draws: no gate, bias or scale is at its quiet start."""
-    rng = np.random.default_rng(seed)
+    """Those of `Likelihood` and of the tokenizer."""
 
     def init(key: jax.Array) -> Any:
         return Likelihood(system=system).init(key) | {"tokenizer": init_tokenizer(system, key)}
+
+    return loud_params(init, seed)
+
+
+def loud_params(init: Any, seed: int = 0) -> dict[str, Any]:
+    """Normal draws of what ``init(key)`` gives: no gate, bias or scale is at its quiet start."""
+    rng = np.random.default_rng(seed)
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         mean = 1.0 if path[-1].key in ("scale", "log_scale") else 0.0

@@ -7,8 +7,6 @@ states, at every position, are the condition of a head.
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ from ar_jax.api import Cond
 from ar_jax.backbones.conditions import ClassOrNullCondition
 from ar_jax.nn.blocks import Stack
 from ar_jax.nn.layers import LayerNorm
+from ar_jax.nn.plain_stack import plain_stack
 from ar_jax.schedules import Schedule
 
 Array = jax.Array
@@ -200,36 +199,20 @@ class EncoderDecoder(nn.Module, kw_only=True):
         return self.decoder_norm(x)[:, self.buffer :] + self.hidden_position[None]
 
     def _stack(self, depth: int, width: int, heads: int, name: str) -> Stack:
-        fields: dict[str, Any] = dict(
-            heads=heads,
-            kv_heads=heads,
-            kernel=self.attention,
-            row_steps=None,
-            mlp_hidden=int(width * self.mlp_ratio),
-            norm="affine_layernorm",
-            norm_epsilon=self.norm_epsilon,
-            modulation="none",
-            qk_norm="none",
-            logit_scale=(width // heads) ** -0.5,
-            attention_bias="qkv",
-            activation=self.activation,
-            gated=False,
-            mlp_bias=True,
-            attention_dropout=self.attention_dropout,
-            residual_dropout=self.dropout,
-            mlp_hidden_dropout=self.dropout,
-            mlp_dropout=self.dropout,
-            init_std=self.init_std,
-            out_init_std=self.init_std,
-            gate_init=0.0,
-            modulation_init=0.0,
-            dtype=self.dtype,
-        )
-        return Stack(
-            depth=depth,
-            block=tuple(fields.items()),
-            scan=self.scan,
-            remat=self.remat,
-            drop_path=0.0,
+        return plain_stack(
             name=name,
+            width=width,
+            depth=depth,
+            heads=heads,
+            mlp_hidden=int(width * self.mlp_ratio),
+            norm_epsilon=self.norm_epsilon,
+            activation=self.activation,
+            attention_dropout=self.attention_dropout,
+            dropout=self.dropout,
+            hidden_dropout=self.dropout,
+            init_std=self.init_std,
+            attention=self.attention,
+            remat=self.remat,
+            scan=self.scan,
+            dtype=self.dtype,
         )

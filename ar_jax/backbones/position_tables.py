@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ar_jax.backbones.bidirectional import Bidirectional
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.nn.resize import bicubic_matrix
@@ -33,6 +34,8 @@ def position_tables(backbone: Any) -> dict[str, CellTable | ScaleTable]:
     if isinstance(backbone, EncoderDecoder):
         held = CellTable(backbone.buffer)
         return {"encoder_position": held, "decoder_position": held, "hidden_position": CellTable()}
+    if isinstance(backbone, Bidirectional):
+        return {"position": CellTable(1)}
     if isinstance(backbone, Decoder) and backbone.positions == "learned":
         return {"position": CellTable(), "scale_embed": ScaleTable()}
     if isinstance(backbone, Decoder) and backbone.positions == "target_aware":

@@ -34,7 +34,8 @@ from ar_jax.compilation.target import (
 from ar_jax.objectives.likelihood import init_tokenizer
 from ar_jax.objectives.perceptual import frozen_shapes
 from ar_jax.parallel.mesh import batch_sharding
-from ar_jax.sampling import loop, refine
+from ar_jax.sampling import confidence, loop, refine
+from ar_jax.sampling.confidence import ConfidenceSampler
 from ar_jax.sampling.loop import CachedSampler, image_keys
 from ar_jax.sampling.refine import RefineSampler
 from ar_jax.train.program import build_program
@@ -43,6 +44,12 @@ INPUTS = ("codes", "images")
 DECODERS: dict[type, Any] = {
     CachedSampler: loop.decode_codes,
     RefineSampler: refine.decode_codes,
+    ConfidenceSampler: loop.decode_codes,
+}
+# Programs of samplers that run the whole sequence each time, whose products are counted.
+UNCACHED: dict[type, Any] = {
+    RefineSampler: refine.draw_codes,
+    ConfidenceSampler: confidence.draw_steps,
 }
 
 
@@ -155,7 +162,7 @@ def compile_sampler(
         rule, attention = figures.FLOPS_RULE, "xla (cached)"
     else:
         counted: Any = _countable(target)
-        draw = functools.partial(refine.draw_codes, counted.system, guided=guided)
+        draw = functools.partial(UNCACHED[type(sampler)], counted.system, **lower.keywords)
         flops = products.count_products(draw, *arguments)
         rule, attention = products.CALL_RULE, target.config.attention
     found = report(target, compiled, trained, sample_phase, flops, rule)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ar_jax.data.decode import decode_image
 from ar_jax.evaluation.image_set import IMAGES, open_images
-from ar_jax.evaluation.samples import check_classes
+from ar_jax.evaluation.labels import check_classes
 
 WHITE = 128  # of a mask's pixels and above
 

@@ -14,10 +14,10 @@ from ar_jax.api import Array
 from ar_jax.build import AnySampler, create_sampler
 from ar_jax.evaluation.edit_sources import label_each, read_images, read_mask
 from ar_jax.evaluation.grids import save_frames, save_tiles
+from ar_jax.evaluation.labels import check_classes
 from ar_jax.evaluation.load import describe_weights, load_system
 from ar_jax.evaluation.samples import (
     check_class_conditional,
-    check_classes,
     check_outputs,
     describe_sampling,
     sampling_of,

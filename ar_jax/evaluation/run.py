@@ -20,6 +20,7 @@ from ar_jax.evaluation import illustrated, sections
 from ar_jax.evaluation.adm import Standard, check_number, check_rank, compare, measure_reference
 from ar_jax.evaluation.files import check_free
 from ar_jax.evaluation.image_set import open_images
+from ar_jax.evaluation.labels import balanced_labels
 from ar_jax.evaluation.load import describe_weights, image_section, load_system, load_tokenizer
 from ar_jax.evaluation.lpips import load_lpips
 from ar_jax.evaluation.measure import (
@@ -33,7 +34,6 @@ from ar_jax.evaluation.real import find_judge, open_splits
 from ar_jax.evaluation.reference import open_reference
 from ar_jax.evaluation.report import read_report, write_report
 from ar_jax.evaluation.samples import (
-    balanced_labels,
     check_class_conditional,
     describe_sampling,
     generate,
@@ -218,11 +218,11 @@ def evaluate_generator(
         rules = dataclasses.replace(standard.rules, num_images=number, num_classes=classes)
         result = compare(standard.extractor, images, real, rules)
         report["standard"] = comparison_section(result, sampling)
-    if hasattr(system.head, "log_prob"):
-        report["likelihood"] = illustrated.likelihood_section(system, params, evaluation)
-    else:
-        objective = build_objective(config)
+    objective = build_objective(config)
+    if hasattr(objective, "METRICS"):  # what is trained is no likelihood of all codes
         report["held_out"] = illustrated.held_out_section(objective, system, params, evaluation)
+    else:
+        report["likelihood"] = illustrated.likelihood_section(system, params, evaluation)
     if evaluation.data["test"].source.kind == "image":
         limit = SHOWN if evaluation.judge is None else None
         alone = dataclasses.replace(evaluation, standard=None)  # rFID is of a tokenizer's report

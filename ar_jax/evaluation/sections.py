@@ -149,7 +149,7 @@ def likelihood_section(
 def held_out_section(
     result: Mapping[str, float], train: Mapping[str, float], about: Mapping[str, str], count: int
 ) -> Section:
-    """Section on the training loss of a head without a likelihood.
+    """Section on a training loss that is no likelihood of an image's codes.
 
     Args:
         result: name -> mean over held-out images.
@@ -166,7 +166,7 @@ def held_out_section(
     return _section(
         "Held-out loss",
         f"What training minimises, on {count:,} test images with their classes, no guidance, no "
-        "augmentation. This head has no likelihood.",
+        "augmentation. It is no likelihood of an image.",
         metrics,
         {},
         None,

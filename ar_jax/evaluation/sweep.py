@@ -20,6 +20,7 @@ from ar_jax.build import create_sampler
 from ar_jax.evaluation.adm import Real, Standard, check_rank, compare, measure_reference
 from ar_jax.evaluation.generation import score_samples
 from ar_jax.evaluation.image_set import of_arrays
+from ar_jax.evaluation.labels import balanced_labels
 from ar_jax.evaluation.load import describe_weights, image_section, load_system
 from ar_jax.evaluation.plots import save_sweep
 from ar_jax.evaluation.real import find_judge, open_splits
@@ -27,7 +28,6 @@ from ar_jax.evaluation.reference import open_reference
 from ar_jax.evaluation.report import read_report, table, write_report
 from ar_jax.evaluation.samples import (
     Generated,
-    balanced_labels,
     check_class_conditional,
     describe_sampling,
     generate,

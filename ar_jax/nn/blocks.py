@@ -134,9 +134,11 @@ def write(rows: Array, new: Array, start: Array | int) -> Array:
 
 
 class Block(nn.Module, kw_only=True):
-    """Pre-norm attention and feed-forward with optional adaptive norms and residual gates.
+    """Attention and feed-forward with optional adaptive norms and residual gates.
 
     Attributes:
+        post_norm: norms of the sums x + f(x) (BERT, arXiv:1810.04805), which know no modulation,
+            in place of norms of f's inputs.
         norm: 'layernorm' (no parameters), 'affine_layernorm' (scale and bias) or 'rmsnorm' (scale).
         modulation: 'none'; 'own': six vectors from the condition by this block's linear layer;
             'shared': the given vectors plus this block's own table (VAR's shared AdaLN).
@@ -167,6 +169,7 @@ class Block(nn.Module, kw_only=True):
     gate_init: float
     modulation_init: float
     dtype: DTypeLike
+    post_norm: bool = False
 
     @nn.compact
     def __call__(
@@ -188,17 +191,19 @@ class Block(nn.Module, kw_only=True):
         modulation = self._modulation(condition, x.shape[-1])  # six of [B, R, D], or None
 
         def branch(x: Array, name: str, index: int) -> Array:
-            h = self._normalise(x, name)
+            h = x if self.post_norm else self._normalise(x, name)
             if modulation is not None:
                 h = h * (1 + modulation[2 + index]) + modulation[4 + index]
             return h.astype(self.dtype)
 
-        def residual(x: Array, out: Array, index: int, dropout: float) -> Array:
+        def residual(x: Array, out: Array, name: str, index: int, dropout: float) -> Array:
             out = nn.Dropout(dropout, deterministic=not train)(out)
             if modulation is not None:
                 out = out * modulation[index].astype(out.dtype)
             if train and self.has_rng("drop_path"):
                 out = drop_path(out, drop_rate, self.make_rng("drop_path"))
+            if self.post_norm:
+                return self._normalise(x + out, name).astype(x.dtype)
             return x + out
 
         attention = Attention(
@@ -218,7 +223,7 @@ class Block(nn.Module, kw_only=True):
         )
         h = branch(x, "attention_norm", 0)
         out, cache = attention(h, rope, mask, cache, start, visible, train)
-        x = residual(x, out, 0, self.residual_dropout)
+        x = residual(x, out, "attention_norm", 0, self.residual_dropout)
         mlp = MLP(
             hidden=self.mlp_hidden,
             activation=self.activation,
@@ -230,7 +235,8 @@ class Block(nn.Module, kw_only=True):
             dtype=self.dtype,
             name="mlp",
         )
-        x = residual(x, mlp(branch(x, "mlp_norm", 1), train), 1, self.mlp_dropout)
+        out = mlp(branch(x, "mlp_norm", 1), train)
+        x = residual(x, out, "mlp_norm", 1, self.mlp_dropout)
         return x, cache
 
     def _normalise(self, x: Array, name: str) -> Array:

@@ -82,7 +82,7 @@ class Likelihood:
         system, mask = self.system, batch.get("mask")
         drop_key, dropout_key, path_key, order_key, draw_key = jax.random.split(key, 5)
         with jax.named_scope("tokenizer"):  # as those below: for `ar_jax.compilation.phases`
-            codes = self._codes(frozen, batch)
+            codes = read_codes(system, frozen, batch)
         share = random_share(system.schedule, step)
         order = batch.get("order")
         if order is None and train and system.schedule.random:
@@ -92,7 +92,8 @@ class Likelihood:
         with jax.named_scope("tokenizer"):
             frozen_params = {"params": frozen["tokenizer"]}
             context = system.tokenizer.apply(frozen_params, codes, method="contexts")
-        cond = self._condition(batch, drop_key, train)
+        conditioner = system.backbone.conditioner
+        cond = drop_condition(conditioner, batch, drop_key, self.label_dropout * train)
         rngs = {"dropout": dropout_key, "drop_path": path_key} if train else None
         if train and self.self_correction:
             logits = jax.lax.stop_gradient(self._logits(params, context, cond, order, rngs))
@@ -117,15 +118,6 @@ class Likelihood:
     ) -> tuple[Params, Stats]:
         """Nothing to do after an update."""
         return params, stats
-
-    def _codes(self, frozen: Params, batch: Batch) -> Array:
-        """Cached codes int32 [B, L], or the frozen tokenizer's of the images."""
-        if "codes" in batch:
-            return batch["codes"].astype(jnp.int32)
-        images = batch["image"].astype(jnp.float32) / 127.5 - 1.0
-        tokenizer = self.system.tokenizer
-        codes = tokenizer.apply({"params": frozen["tokenizer"]}, images, method="encode")
-        return jax.lax.stop_gradient(codes)
 
     def _logits(
         self, params: Params, context: Array, cond: Cond, order: Array | None, rngs: Any
@@ -154,14 +146,6 @@ class Likelihood:
         with jax.named_scope("tokenizer"):
             return self.system.tokenizer.apply(tokenizer, codes, drawn, wrong, method="correct")
 
-    def _condition(self, batch: Batch, key: Array, train: bool) -> Cond:
-        conditioner = self.system.backbone.conditioner
-        cond = {name: batch[name] for name in conditioner.fields}
-        if not train or not self.label_dropout:
-            return cond
-        batch_size = len(jax.tree.leaves(cond)[0])
-        return conditioner.null(cond, jax.random.bernoulli(key, self.label_dropout, (batch_size,)))
-
     def _groups(self) -> dict[str, tuple[int, int]]:
         """Ranges of code positions whose loss is reported on its own."""
         schedule = self.system.schedule
@@ -174,6 +158,24 @@ class Likelihood:
         return {
             f"quarter_{i}": (edges[i], edges[i + 1]) for i in range(4) if edges[i] < edges[i + 1]
         }
+
+
+def read_codes(system: System, frozen: Params, batch: Batch) -> Array:
+    """Cached codes int32 [B, L], or the frozen tokenizer's of the images."""
+    if "codes" in batch:
+        return batch["codes"].astype(jnp.int32)
+    images = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+    codes = system.tokenizer.apply({"params": frozen["tokenizer"]}, images, method="encode")
+    return jax.lax.stop_gradient(codes)
+
+
+def drop_condition(conditioner: Any, batch: Batch, key: Array, rate: float) -> Cond:
+    """The batch's condition, each image's made null with the probability ``rate``."""
+    cond = {name: batch[name] for name in conditioner.fields}
+    if not rate:
+        return cond
+    batch_size = len(jax.tree.leaves(cond)[0])
+    return conditioner.null(cond, jax.random.bernoulli(key, rate, (batch_size,)))
 
 
 def init_tokenizer(system: System, key: Array) -> Params:

@@ -1,11 +1,13 @@
 """Truncation of categorical distributions: temperature, top-k, top-p and min-p, all traced.
 
-Knobs are arrays, so that other values do not recompile a sampler.
+What else a sampler is told is here too: how confidence decoding chooses. Knobs are arrays, so that
+other values do not recompile a sampler.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -14,11 +16,15 @@ import jax.numpy as jnp
 Array = jax.Array
 
 REMOVED = -jnp.inf
+# What confidence decoding compares codes by; see `ar_jax.sampling.confidence`.
+CONFIDENCES = ("probability", "logit")
+# Values that keep all, beside the defaults.
+NEUTRAL = {"top_p": (1,)}
 
 
 @flax.struct.dataclass
 class Knobs:
-    """How a distribution is sharpened before the draw; every field but one a scalar.
+    """How a distribution is sharpened before the draw; most fields are scalars.
 
     Attributes:
         temperature: divides the logits; 0 is greedy: the largest logit, no noise.
@@ -29,6 +35,9 @@ class Knobs:
         min_p: keep probabilities of at least this fraction of the largest; 0 keeps all.
         smooth: between scales, mix code vectors by Gumbel-softmax weights in place of drawing one
             (VAR's more_smooth); see `CategoricalHead.soften`. Static: it changes the program.
+        choice_temperature, confidence: of confidence decoding alone, see
+            `ar_jax.sampling.confidence`: the strength at first of the noise on confidences, and
+            what these are, 'probability' (MaskGIT) or 'logit' (TiTok). The latter is static.
     """
 
     temperature: Array | float = 1.0
@@ -37,11 +46,14 @@ class Knobs:
     top_p: Array | float = 0.0
     min_p: Array | float = 0.0
     smooth: bool = flax.struct.field(pytree_node=False, default=False)
+    choice_temperature: Array | float = 0.0
+    confidence: str = flax.struct.field(pytree_node=False, default="probability")
 
     def as_arrays(self) -> Knobs:
         """Checked and typed (float32, int32), so that equal shapes mean one compilation."""
-        if self.temperature < 0:
-            raise ValueError(f"sampling.temperature is {self.temperature}; it must be >= 0")
+        for name in ("temperature", "choice_temperature"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"sampling.{name} is {getattr(self, name)}; it must be >= 0")
         factors = self.step_temperatures
         if any(factor < 0 for factor in factors):
             raise ValueError(f"sampling.step_temperatures is {factors}; they must be >= 0")
@@ -52,6 +64,10 @@ class Knobs:
                 raise ValueError(f"sampling.{name} is {getattr(self, name)}; it must be in [0, 1]")
         if not isinstance(self.smooth, bool):
             raise ValueError(f"sampling.smooth is {self.smooth!r}; it must be True or False")
+        if self.confidence not in CONFIDENCES:
+            raise ValueError(
+                f"sampling.confidence is {self.confidence!r}; it must be one of {CONFIDENCES}"
+            )
         return Knobs(
             temperature=jnp.float32(self.temperature),
             step_temperatures=jnp.asarray(factors, jnp.float32) if len(factors) else (),
@@ -59,6 +75,8 @@ class Knobs:
             top_p=jnp.float32(self.top_p),
             min_p=jnp.float32(self.min_p),
             smooth=self.smooth,
+            choice_temperature=jnp.float32(self.choice_temperature),
+            confidence=self.confidence,
         )
 
     def at(self, step: Array | int) -> Knobs:
@@ -68,6 +86,16 @@ class Knobs:
         factors = jnp.asarray(self.step_temperatures)
         scaled = self.temperature * factors[step]
         return dataclasses.replace(self, temperature=scaled, step_temperatures=())
+
+    def check_unused(self, names: Sequence[str], what: str) -> None:
+        """Raises ValueError if one of the fields ``names``, without effect on ``what``, is set."""
+        for name in names:
+            value, default = getattr(self, name), getattr(Knobs(), name)
+            if value not in (default, *NEUTRAL.get(name, ())):
+                raise ValueError(
+                    f"sampling.{name} is {value}, which means nothing for {what}: leave it at "
+                    f"{default}"
+                )
 
 
 def truncate(logits: Array, knobs: Knobs) -> Array:

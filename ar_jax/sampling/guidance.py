@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-KINDS = ("constant", "linear", "linear_known", "power_cosine", "linear_excess")
+KINDS = ("constant", "linear", "linear_known", "power_cosine", "linear_excess", "linear_below")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class Guidance:
             share of the codes that is known after step s (MAR). 'power_cosine': 1 + (w - 1)
             (1 - cos(pi q^power)) / 2 with q = s / S, so that the last step stays below w (RAR);
             power 0 is constant. 'linear_excess': 1 + w r, VAR's convention, whose official cfg 1.5
-            means 2.5 at the last scale.
+            means 2.5 at the last scale. 'linear_below': 1 + (w - 1) q, q as above (TiTok, whose
+            official scale w - 1 is what is added to 1).
         power: exponent of 'power_cosine', >= 0.
         start, stop: guided steps, start <= s < stop (stop -1: the last one too); others use 1.
 
@@ -59,7 +60,7 @@ class Guidance:
                 f"{num_steps - 1}: guidance would never begin"
             )
         steps = np.arange(num_steps)
-        ratio = steps / max(num_steps - 1, 1)
+        ratio, below = steps / max(num_steps - 1, 1), steps / num_steps
         if self.kind == "constant":
             scales = np.full(num_steps, self.scale)
         elif self.kind == "linear":
@@ -67,8 +68,9 @@ class Guidance:
         elif self.kind == "linear_known":
             scales = 1 + (self.scale - 1) * ((steps + 1) / num_steps if known is None else known)
         elif self.kind == "power_cosine":
-            ratio = steps / num_steps
-            scales = 1 + (self.scale - 1) * (1 - np.cos(math.pi * ratio**self.power)) / 2
+            scales = 1 + (self.scale - 1) * (1 - np.cos(math.pi * below**self.power)) / 2
+        elif self.kind == "linear_below":
+            scales = 1 + (self.scale - 1) * below
         else:
             scales = 1 + self.scale * ratio
         stop = num_steps if self.stop < 0 else self.stop

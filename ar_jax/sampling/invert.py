@@ -17,7 +17,7 @@ from ar_jax.api import Array, Cond, Params, System
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.kept import Kept, check_kept
-from ar_jax.sampling.loop import CachedSampler, check_keys, check_order, draw_steps
+from ar_jax.sampling.loop import CachedSampler, by_step, check_keys, check_order, draw_steps
 
 
 def invert(
@@ -55,7 +55,7 @@ def invert(
     kept = check_kept(codes, jnp.ones(shape[:2], bool), shape)
     if order is not None:
         order = check_order(order, batch_size, system.schedule.length)
-    knobs, scales = sampler.by_step(knobs, guidance)
+    knobs, scales = by_step(system.schedule, knobs, guidance)
     for field, wrong in (
         ("temperature", knobs.temperature == 0),
         ("step_temperatures", np.any(np.asarray(knobs.step_temperatures) == 0)),

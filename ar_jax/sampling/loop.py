@@ -20,6 +20,7 @@ from ar_jax.api import Array, Cache, Cond, Params, Samples, System
 from ar_jax.sampling.filters import Knobs, truncate
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.kept import Kept, check_kept, kept_first
+from ar_jax.schedules import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +92,9 @@ class CachedSampler:
         kept = check_kept(given, keep, (batch_size, *self.system.tokenizer.codes_shape))
         if kept is not None and schedule.random and order is None and noise is None:
             order = kept_first(jnp.arange(schedule.length)[None], kept.keep)
-        knobs, scales = self.by_step(knobs, guidance)
-        if keys is None and noise is None and knobs.temperature > 0:
-            raise ValueError(
-                f"neither keys nor noise are given for sampling.temperature {knobs.temperature}: "
-                "give one key an image (`image_keys`) or the noise; only temperature 0 needs none"
-            )
+        knobs, scales = by_step(schedule, knobs, guidance)
+        knobs.check_unused(("choice_temperature", "confidence"), "codes drawn in a fixed order")
+        check_chance(keys, noise, knobs.temperature)
         keys = keys if noise is None else None  # one program, whoever gives both
         guided = bool(np.any(scales != 1.0))
         drawing = (cond, keys, knobs, jnp.asarray(scales), noise, order, kept)
@@ -122,26 +120,38 @@ class CachedSampler:
         guidance: Guidance | None = None,
     ) -> tuple[Any, tuple[Any, ...]]:
         """How to lower the program that draws codes, and its arguments: for benchmarks."""
-        knobs, scales = self.by_step(knobs, guidance)
+        knobs, scales = by_step(self.system.schedule, knobs, guidance)
         arguments = (self.params, cond, keys, knobs, jnp.asarray(scales), None, None)
         guided = bool(np.any(scales != 1.0))
         lower = functools.partial(draw_codes.lower, self.system, *arguments, guided=guided)
         return lower, arguments
 
-    def by_step(self, knobs: Knobs | None, guidance: Guidance | None) -> tuple[Knobs, np.ndarray]:
-        """(checked knobs, guidance scale of every step, float32 [S])."""
-        schedule, knobs = self.system.schedule, (knobs or Knobs()).as_arrays()
-        factors = len(knobs.step_temperatures)
-        if factors not in (0, schedule.num_steps):
-            raise ValueError(
-                f"sampling.step_temperatures has {factors} numbers; the schedule has "
-                f"{schedule.num_steps} steps: give one for each"
-            )
-        return knobs, (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
-
     def decode(self, codes: Array, steps: int | None = None) -> Array:
         """Images [B, H, W, C] in [-1, 1] of what the first ``steps`` steps determine."""
         return decode_codes(self.system, self.params["tokenizer"], codes, steps=steps)
+
+
+def by_step(
+    schedule: Schedule, knobs: Knobs | None, guidance: Guidance | None
+) -> tuple[Knobs, np.ndarray]:
+    """(checked knobs, guidance scale of every step, float32 [S])."""
+    knobs = (knobs or Knobs()).as_arrays()
+    factors = len(knobs.step_temperatures)
+    if factors not in (0, schedule.num_steps):
+        raise ValueError(
+            f"sampling.step_temperatures has {factors} numbers; the schedule has "
+            f"{schedule.num_steps} steps: give one for each"
+        )
+    return knobs, (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
+
+
+def check_chance(keys: Array | None, noise: Any, temperature: Array | float) -> None:
+    """Raises ValueError where neither keys nor noise are given for draws left to chance."""
+    if keys is None and noise is None and temperature > 0:
+        raise ValueError(
+            f"neither keys nor noise are given for sampling.temperature {temperature}: give one "
+            "key an image (`image_keys`) or the noise; only temperature 0 needs none"
+        )
 
 
 def check_keys(keys: Array | None, batch_size: int) -> None:

@@ -25,6 +25,7 @@ from ar_jax.sampling.loop import check_keys
 from ar_jax.schedules import Schedule
 
 MAX_GROUPS = 8
+UNUSED = tuple(field.name for field in dataclasses.fields(Knobs) if field.name != "temperature")
 
 
 @flax.struct.dataclass
@@ -83,7 +84,7 @@ class RefineSampler:
                 or knobs are set that mean nothing for continuous codes.
         """
         knobs = knobs or Knobs()
-        _check_knobs(knobs)
+        knobs.check_unused(UNUSED, "continuous codes")
         schedule, head = self.system.schedule, self.system.head
         batch_size = len(jax.tree.leaves(cond)[0])
         check_keys(keys, batch_size)
@@ -139,16 +140,6 @@ class RefineSampler:
     def decode(self, codes: Array, known: Array | None = None) -> Array:
         """Images [B, H, W, C] in [-1, 1] of codes [B, L, C], of which bool [B, L] are known."""
         return decode_codes(self.system, self.params["tokenizer"], codes, known)
-
-
-def _check_knobs(knobs: Knobs) -> None:
-    for field in dataclasses.fields(Knobs):
-        value = getattr(knobs, field.name)
-        if field.name != "temperature" and value not in (field.default, False, 0, 1):
-            raise ValueError(
-                f"sampling.{field.name} is {value}, which means nothing for continuous codes: "
-                f"leave it at {field.default}"
-            )
 
 
 @functools.partial(jax.jit, static_argnames="system")

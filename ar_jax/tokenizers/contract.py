@@ -86,8 +86,11 @@ class Quantizer(Protocol):
         """
         ...
 
-    def lookup(self, codes: Array, steps: int | None = None) -> Array:
-        """Features [B, h, w, C] of the codes of the first ``steps`` steps (all if None)."""
+    def lookup(self, codes: Array, steps: Array | int | None = None) -> Array:
+        """Features [B, h, w, C] of the codes of the first ``steps`` steps (all if None).
+
+        Of one grid, ``steps`` may be bool [B, L] in place of that: the codes that are known.
+        """
         ...
 
     def begin(self, batch_size: int) -> Any:
@@ -140,11 +143,13 @@ class OneGrid(SingleIndex, kw_only=True):
         """The one grid of codes."""
         return (self.grid,)
 
-    def lookup(self: Any, codes: Array, steps: int | None = None) -> Array:
-        """Features [B, h, w, C]; cells from position ``steps`` on are zero."""
+    def lookup(self: Any, codes: Array, steps: Array | int | None = None) -> Array:
+        """Features [B, h, w, C]; cells from position ``steps`` on, or unknown ones, are zero."""
         chosen = self.code_vectors(codes)  # [B, L, C]
         if steps is not None:
-            chosen = jnp.where(jnp.arange(codes.shape[1])[None, :, None] < steps, chosen, 0.0)
+            by_cell = jnp.ndim(steps) > 0
+            known = steps if by_cell else jnp.arange(codes.shape[1])[None] < steps
+            chosen = jnp.where(jnp.asarray(known)[..., None], chosen, 0.0)
         return chosen.reshape(len(codes), *self.grid, chosen.shape[-1])
 
     def begin(self, batch_size: int) -> tuple:

@@ -82,8 +82,8 @@ class Tokenizer(nn.Module, kw_only=True):
         """The codes of what `encode` made of images: itself, nothing is left to draw."""
         return encoding
 
-    def decode(self, codes: Array, steps: int | None = None) -> Array:
-        """Images in [-1, 1], of the codes of the first ``steps`` steps (all if None)."""
+    def decode(self, codes: Array, steps: Array | int | None = None) -> Array:
+        """Images in [-1, 1], of all codes or a part of them, see `Quantizer.lookup`."""
         return self.decode_features(self.quantizer.lookup(codes, steps))
 
     def decode_features(self, features: Array) -> Array:

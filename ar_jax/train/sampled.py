@@ -10,9 +10,10 @@ import numpy as np
 from ar_jax.api import Params
 from ar_jax.build import build_sampling, create_sampler
 from ar_jax.evaluation.generation import Judge, score_samples
+from ar_jax.evaluation.labels import balanced_labels
 from ar_jax.evaluation.load import image_section
 from ar_jax.evaluation.real import find_judge, open_splits
-from ar_jax.evaluation.samples import balanced_labels, check_class_conditional
+from ar_jax.evaluation.samples import check_class_conditional
 from ar_jax.parallel.mesh import fetch
 from ar_jax.sampling.loop import image_keys
 from ar_jax.tokenizers.tokenizer import to_uint8

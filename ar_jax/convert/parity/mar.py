@@ -238,23 +238,7 @@ def _tables(case: Case) -> Outputs:
 
 def _lengths(case: Case) -> Outputs:
     for name, found in case.names(r"mask_len_L(\d+)_iter(\d+)"):
-        yield name, _unknown(int(found[1]), int(found[2]))
-
-
-def _unknown(length: int, iterations: int) -> np.ndarray:
-    """Codes that are unknown after every iteration; officially one still is after the last.
-
-    Of more iterations than codes, which our schedules refuse, the last ones find nothing to do.
-    """
-    if iterations <= length:
-        schedule = schedules.masked(grid=(1, length), iterations=iterations)
-        return np.maximum(length - np.cumsum(schedule.sizes), 1)
-    left, counts = length, []
-    for i in range(iterations):
-        unknown = int(np.floor(length * np.cos(np.pi / 2.0 * (i + 1) / iterations)))
-        left = max(1, min(left - 1, unknown))
-        counts.append(left)
-    return np.array(counts)
+        yield name, schedules.MaskRule().lengths(int(found[1]), int(found[2]))
 
 
 def _steps(model: Model, spacing: str) -> Outputs:

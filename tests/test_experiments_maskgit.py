@@ -1,0 +1,108 @@
+"""MaskGIT on Fashion-MNIST by the demo, at smoke size: what masked codes change."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from ar_jax.evaluation.load import load_system, load_tokenizer
+from ar_jax.evaluation.report import read_report
+from ar_jax.evaluation.samples import sample_workdir
+from ar_jax.io.checkpoint import load_params
+from ar_jax.train.run import train_and_evaluate
+from tests.quick_compilation import quick_compilation  # noqa: F401
+from tests.smoke_runs import CUBE, losses, losses_on_one_device, script, smoke_config, write_fashion
+
+# By default test_objectives_masked_codes.py, test_sampling_confidence.py and
+# test_backbone_bidirectional.py stand for it.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+
+BATCH, SAMPLES = 10, 50
+
+
+def adapted(source: str, name: str, mode: str = "smoke") -> Any:
+    config = smoke_config(name, data__source=source)
+    config.train.update(eval_batches=0, preview_every=4)
+    config.mesh.update(CUBE)
+    return config
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, quick_compilation) -> Path:  # noqa: F811
+    folder = tmp_path_factory.mktemp("maskgit")
+    load = functools.partial(adapted, write_fashion(folder / "images"))
+    arguments = ("--system=maskgit", f"--workdir={folder / 'demo'}", "--mode=smoke")
+    with (
+        script("demo", *arguments, f"--num_images={SAMPLES}") as module,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(module, "load_config", load)
+        evaluate = functools.partial(module.evaluate_workdir, batch_size=BATCH)
+        patch.setattr(module, "evaluate_workdir", evaluate)
+        patch.setattr(module, "cache_codes", functools.partial(module.cache_codes, batch_size=64))
+        module.main(["demo"])
+    return folder / "demo"
+
+
+def generator_config(demo: Path) -> Any:
+    config = adapted("", "maskgit")
+    config.tokenizer_checkpoint = str(demo / "tokenizer")
+    config.data.source = f"codes:{demo / 'codes'}"
+    return config
+
+
+def test_eight_devices_train_as_one(demo):
+    frozen = {"tokenizer": load_tokenizer(demo / "tokenizer")[2]}
+    expected = losses_on_one_device(generator_config(demo), frozen)
+    np.testing.assert_allclose(losses(demo / "generator"), expected, rtol=5e-5)
+
+
+def test_a_stopped_run_goes_on_exactly(demo, tmp_path):
+    config = generator_config(demo)
+    config.train.steps, last = 2, config.train.steps
+    assert train_and_evaluate(config, tmp_path / "run").finished
+    config.train.steps = last
+    assert train_and_evaluate(config, tmp_path / "run").finished
+    again, whole = (load_params(path, "params") for path in (tmp_path / "run", demo / "generator"))
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+
+def test_the_report(demo):
+    report = read_report(demo)
+    assert list(report) == [
+        "model", "generation", "memorisation", "held_out", "reconstruction", "bound", "training",
+    ]  # fmt: skip
+    held_out = {name: entry["value"] for name, entry in report["held_out"]["metrics"].items()}
+    assert held_out["loss"] == pytest.approx(held_out["nll"], rel=1e-5)  # no smoothing
+    assert 0 <= held_out["accuracy"] <= 1 and held_out["nll"] < 1.2 * np.log(32)
+    assert "no likelihood" in report["held_out"]["about"]
+    measured = report["generation"]["metrics"]["class_accuracy"]["measured"]
+    assert "choice temperature" in measured + report["generation"]["about"]
+
+
+def test_samples(demo, tmp_path):
+    where: Any = dict(labels=[7, 2], per_class=5, batch_size=BATCH)
+    drawn = sample_workdir(demo / "generator", tmp_path / "a.png", strip=True, **where)
+    assert drawn.codes.shape == (10, 49) and drawn.codes.dtype == np.int32
+    side = 28 * 3 + 2
+    with Image.open(tmp_path / "a_strip.png") as picture:
+        assert picture.size == (4 * side - 2, 2 * side - 2)  # an image after each iteration
+    again = sample_workdir(demo / "generator", tmp_path / "b.png", **where)
+    np.testing.assert_array_equal(again.images, drawn.images)
+    options = ("--choice_temperature=0", "--confidence=logit", f"--out={tmp_path / 'c.png'}")
+    flags = ("--labels=7,2", "--per_class=5", f"--batch_size={BATCH}", *options)
+    with script("sample", f"--checkpoint={demo / 'generator'}", *flags) as sample:
+        sample.main(["sample"])
+    assert (tmp_path / "c.png").read_bytes() != (tmp_path / "a.png").read_bytes()
+
+
+def test_a_trained_system_is_loaded(demo):
+    config, system, params = load_system(demo / "generator")
+    assert system.schedule.num_steps == config.schedule.iterations
+    assert set(params) == {"tokenizer", "backbone", "head"}
