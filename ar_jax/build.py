@@ -13,6 +13,7 @@ from ar_jax import schedules
 from ar_jax.api import Objective, Params, System, matches_any
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
+from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.consistency import (
     AnyTokenizer,
     check_groups,
@@ -67,8 +68,14 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "random": schedules.random,
     "next_scale": schedules.next_scale,
     "masked": schedules.masked,
+    "random_groups": schedules.random_groups,
+    "distant_groups": schedules.distant_groups,
 }
-BACKBONES = {"decoder": Decoder, "encoder_decoder": EncoderDecoder}
+BACKBONES = {
+    "decoder": Decoder,
+    "encoder_decoder": EncoderDecoder,
+    "instructed_decoder": InstructedDecoder,
+}
 HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead}
 TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
 DISCRIMINATORS = {
@@ -79,7 +86,11 @@ DISCRIMINATORS = {
 OBJECTIVES = {**TOKENIZER_OBJECTIVES, "likelihood": Likelihood, "masked": Masked}
 # How codes are drawn is the backbone's: with a cache step by step, or all that is known each time.
 AnySampler: TypeAlias = CachedSampler | RefineSampler
-SAMPLERS: dict[type, Any] = {Decoder: CachedSampler, EncoderDecoder: RefineSampler}
+SAMPLERS: dict[type, Any] = {
+    Decoder: CachedSampler,
+    InstructedDecoder: CachedSampler,
+    EncoderDecoder: RefineSampler,
+}
 CODEBOOK = "quantizer/codebook"  # the parameter that objectives move outside of the gradient
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

@@ -30,6 +30,7 @@ SYSTEMS = {
     "var": "tokenizer_multiscale",
     "llamagen": "tokenizer_vq",
     "rar": "tokenizer_vq",
+    "randar": "tokenizer_vq",
     "mar": "tokenizer_kl",
 }
 

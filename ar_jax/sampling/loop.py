@@ -1,7 +1,8 @@
 """The cached sampler: one jitted program draws all steps of a schedule, a second decodes the codes.
 
-Equal steps (raster) run in a `lax.scan`; ragged ones (next-scale) as a Python loop over static
-slices inside the same program. Labels, keys, knobs and guidance are traced, so none of them
+Steps of one size (raster, groups) run in a `lax.scan`; ragged ones (next-scale) as a Python loop
+over static slices inside the same program, or, where they are many, padded in a few scans, see
+`Schedule.segments`. Labels, keys, knobs and guidance are traced, so none of them
 recompiles either; only another batch size does, and of the first switching guidance on or off, or
 from keys to noise.
 """
@@ -19,6 +20,7 @@ import numpy as np
 from ar_jax.api import Array, Cache, Cond, Params, Samples, System
 from ar_jax.sampling.filters import Knobs, truncate
 from ar_jax.sampling.guidance import Guidance
+from ar_jax.schedules import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +61,13 @@ class CachedSampler:
             guidance: default none.
             noise: float32 [B, L, V] standard Gumbel noise in place of the keys', in the order of
                 the draws.
-            order: int32 [B, L], the cell of every draw; default the schedule's own order. Needs a
-                decoder with target-aware positions.
+            order: int32 [B, L], the cell of every draw. Default: of shuffled schedules a random
+                one for every key, of others, and without keys, the schedule's own. Needs a decoder
+                that takes orders.
 
         Returns:
-            codes int32 [B, L] in the schedule's own order, images float32 [B, H, W, C] in [-1, 1],
-            and the order if one was given.
+            codes int32 [B, L] cell after cell, images float32 [B, H, W, C] in [-1, 1], and the
+            order of the draws unless it is cell after cell.
 
         Raises:
             ValueError: if neither keys nor noise are given for a temperature above 0, if keys,
@@ -87,11 +90,15 @@ class CachedSampler:
                 f"neither keys nor noise are given for sampling.temperature {knobs.temperature}: "
                 "give one key an image (`image_keys`) or the noise; only temperature 0 needs none"
             )
+        if order is None and keys is not None and schedule.shuffled:
+            order = draw_order(keys, schedule.length)
         keys = keys if noise is None else None  # one program, whoever gives both
         guided = bool(np.any(scales != 1.0))
         inputs = (self.system, self.params, cond, keys, knobs, jnp.asarray(scales), noise, order)
         if not knobs.smooth:
             codes = draw_codes(*inputs, guided=guided)
+            if order is None and schedule.cells is not None:
+                order = own_order(schedule, batch_size)
             return Samples(codes=codes, images=self.decode(codes), order=order)
         if not self.system.tokenizer.quantizer.mixes:
             raise ValueError(
@@ -150,6 +157,19 @@ def check_order(order: Any, batch_size: int, length: int) -> Array:
             f"permutation of the cells 0 to {length - 1}"
         )
     return jnp.asarray(cells, jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def draw_order(keys: Array, length: int) -> Array:
+    """A random permutation int32 [B, L] for every key."""
+    rows = jnp.arange(length, dtype=jnp.int32)
+    return jax.vmap(lambda key: jax.random.permutation(jax.random.fold_in(key, length), rows))(keys)
+
+
+def own_order(schedule: Schedule, batch_size: int) -> Array:
+    """The cells [B, L] as the schedule goes through them."""
+    cells = range(schedule.length) if schedule.cells is None else schedule.cells
+    return jnp.broadcast_to(jnp.asarray(cells, jnp.int32), (batch_size, schedule.length))
 
 
 def image_keys(seed: int, first: int, count: int) -> Array:
@@ -218,18 +238,27 @@ def draw_steps(
 ) -> tuple[Array, Any]:
     """The program itself, not compiled: (codes [B, L], what the tokenizer carries at the end)."""
     schedule, batch_size = system.schedule, len(jax.tree.leaves(cond)[0])
+    starts = jnp.asarray(schedule.starts)
     if guided:
         null = system.backbone.conditioner.null(cond)
         cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
+    if order is None and keys is not None and schedule.shuffled:
+        order = draw_order(keys, schedule.length)
     orders = jnp.concatenate([order, order]) if guided and order is not None else order
 
-    def step(index: Any, context: Array | None, carry: Any, cache: Cache) -> tuple:
+    def step(index: Any, segment: Any, context: Array | None, carry: Any, cache: Cache) -> tuple:
         """One step: (codes [B, n], the tokenizer's carry, next context, cache)."""
         filters = knobs.at(index)
         if guided and context is not None:
             context = jnp.concatenate([context, context])
         hidden, cache = system.backbone.apply(
-            {"params": params["backbone"]}, context, cond, order=orders, step=index, cache=cache
+            {"params": params["backbone"]},
+            context,
+            cond,
+            order=orders,
+            step=index,
+            segment=segment,
+            cache=cache,
         )
         logits = system.head.apply({"params": params["head"]}, hidden)  # [B or 2B, n, V]
         if guided:
@@ -250,9 +279,9 @@ def draw_steps(
     def step_noise(index: Any, logits: Array) -> Array:
         """Gumbel noise [B, n, V], zero without keys."""
         if noise is not None:
-            count = logits.shape[1]
-            first = schedule.starts[index] if isinstance(index, int) else index * count
-            return jax.lax.dynamic_slice_in_dim(noise, first, count, axis=1)
+            # Behind the last code there may be padding.
+            padded = jnp.pad(noise, ((0, 0), (0, max(schedule.sizes) - 1), (0, 0)))
+            return jax.lax.dynamic_slice_in_dim(padded, starts[index], logits.shape[1], axis=1)
         if keys is None:
             return jnp.zeros_like(logits)
         return jax.vmap(
@@ -261,27 +290,42 @@ def draw_steps(
 
     cache = system.backbone.init_cache(2 * batch_size if guided else batch_size)
     carry = system.tokenizer.apply({"params": params["tokenizer"]}, batch_size, method="begin")
-    scans = schedule.equal_steps and schedule.num_steps > 1
-    with jax.named_scope("prefill" if scans else "step_0"):  # for `ar_jax.compilation.phases`
-        codes, carry, context, cache = step(0, None, carry, cache)
-    if scans:
+    scans = any(end - first > 1 for first, end in schedule.segments)
+    context, parts = None, []
+    for segment in schedule.segments:
+        first, end = segment
+        if end - first == 1:
+            # The names are for `ar_jax.compilation.phases`.
+            with jax.named_scope("prefill" if scans and not first else f"step_{first}"):
+                codes, carry, context, cache = step(first, None, context, carry, cache)
+            parts.append(codes)
+            continue
+        sizes = schedule.sizes[first:end]
+        width = max(schedule.sizes[first - 1 : end])
 
-        def body(state: tuple, index: Array) -> tuple[tuple, Array]:
+        def body(state: tuple, index: Array, segment=segment, width=width) -> tuple[tuple, Array]:
             context, carry, cache = state
-            codes, carry, context, cache = step(index, context, carry, cache)
-            return (context, carry, cache), codes
+            codes, carry, context, cache = step(index, segment, context, carry, cache)
+            return (widened(context, width), carry, cache), codes
 
-        state = (context, carry, cache)
+        state = (widened(context, width), carry, cache)
         with jax.named_scope("decode"):
-            (_, carry, _), rest = jax.lax.scan(body, state, jnp.arange(1, schedule.num_steps))
-        rest = jnp.moveaxis(rest, 0, 1).reshape(batch_size, -1)  # [S-1, B, n] -> [B, L-n]
-        return to_cells(jnp.concatenate([codes, rest], axis=1), order), carry
-    drawn = [codes]
-    for index in range(1, schedule.num_steps):
-        with jax.named_scope(f"step_{index}"):
-            codes, carry, context, cache = step(index, context, carry, cache)
-        drawn.append(codes)
-    return to_cells(jnp.concatenate(drawn, axis=1), order), carry
+            (context, carry, cache), drawn = jax.lax.scan(body, state, jnp.arange(first, end))
+        drawn = jnp.moveaxis(drawn, 0, 1)  # [S', B, n] -> [B, S', n]
+        if len(set(sizes)) > 1:
+            real = np.arange(max(sizes))[None] < np.asarray(sizes)[:, None]
+            parts.append(drawn[(slice(None), *np.nonzero(real))])
+        else:
+            parts.append(drawn.reshape(batch_size, -1))
+        context = context[:, : sizes[-1]]
+    if order is None and schedule.cells is not None:
+        order = own_order(schedule, batch_size)
+    return to_cells(jnp.concatenate(parts, axis=1), order), carry
+
+
+def widened(context: Array, width: int) -> Array:
+    """Codes [B, n] of a step, [B, width] with zeros behind them."""
+    return jnp.pad(context, ((0, 0), (0, width - context.shape[1])))
 
 
 def to_cells(codes: Array, order: Array | None) -> Array:

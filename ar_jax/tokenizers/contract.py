@@ -140,10 +140,15 @@ class OneGrid(SingleIndex, kw_only=True):
         """The one grid of codes."""
         return (self.grid,)
 
-    def lookup(self: Any, codes: Array, steps: int | None = None) -> Array:
-        """Features [B, h, w, C]; cells from position ``steps`` on are zero."""
+    def lookup(self: Any, codes: Array, steps: Array | int | None = None) -> Array:
+        """Features [B, h, w, C]; cells from position ``steps`` on are zero.
+
+        In place of steps it takes which cells are known, bool [B, L].
+        """
         chosen = self.code_vectors(codes)  # [B, L, C]
-        if steps is not None:
+        if steps is not None and jnp.ndim(steps) == 2:
+            chosen = jnp.where(steps[..., None], chosen, 0.0)
+        elif steps is not None:
             chosen = jnp.where(jnp.arange(codes.shape[1])[None, :, None] < steps, chosen, 0.0)
         return chosen.reshape(len(codes), *self.grid, chosen.shape[-1])
 
