@@ -14,6 +14,7 @@ from ar_jax.api import Objective, Params, System, matches_any
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
+from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.consistency import (
     AnyTokenizer,
     check_groups,
@@ -75,6 +76,7 @@ BACKBONES = {
     "decoder": Decoder,
     "encoder_decoder": EncoderDecoder,
     "instructed_decoder": InstructedDecoder,
+    "two_pass_decoder": TwoPassDecoder,
 }
 HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead}
 TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
@@ -89,6 +91,7 @@ AnySampler: TypeAlias = CachedSampler | RefineSampler
 SAMPLERS: dict[type, Any] = {
     Decoder: CachedSampler,
     InstructedDecoder: CachedSampler,
+    TwoPassDecoder: CachedSampler,
     EncoderDecoder: RefineSampler,
 }
 CODEBOOK = "quantizer/codebook"  # the parameter that objectives move outside of the gradient

@@ -9,6 +9,7 @@ from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.ordered import OrderedDecoder
+from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.nn.diffusion import respace
@@ -27,6 +28,7 @@ AnyHead: TypeAlias = CategoricalHead | DiffusionHead
 PARTNERS = {
     Decoder: ("categorical", "likelihood"),
     InstructedDecoder: ("categorical", "likelihood"),
+    TwoPassDecoder: ("categorical", "likelihood"),
     EncoderDecoder: ("diffusion", "masked"),
 }
 
@@ -271,6 +273,18 @@ def check_ordered(backbone: OrderedDecoder, tokenizer: Tokenizer) -> None:
             f"{tokenizer.quantizer.context!r}: use a tokenizer of one grid"
         )
     check_vocabulary("backbone.vocab_size", backbone.vocab_size, tokenizer)
+    if isinstance(backbone, TwoPassDecoder):
+        if backbone.depth % 2:
+            raise ValueError(
+                f"backbone.depth is {backbone.depth}; it must be even, half of it for the content "
+                "and half for the queries"
+            )
+        kinds = ("bidirectional", "causal")
+        if backbone.group_attention not in kinds:
+            raise ValueError(
+                f"backbone.group_attention is {backbone.group_attention!r}; it must be one of "
+                f"{kinds}"
+            )
 
 
 def check_condition(backbone: Decoder) -> None:

@@ -31,6 +31,7 @@ SYSTEMS = {
     "llamagen": "tokenizer_vq",
     "rar": "tokenizer_vq",
     "randar": "tokenizer_vq",
+    "arpg": "tokenizer_vq",
     "mar": "tokenizer_kl",
 }
 

@@ -14,6 +14,7 @@ KEYS = {
     "llamagen": "each",
     "rar": "each",
     "randar": "each",
+    "arpg": "each",
     "mar": "counts",
     "infinity": "counts",
 }
@@ -22,6 +23,7 @@ CASES = {
     "llamagen": ("llamagen/tiny",),
     "rar": ("rar/tiny",),
     "randar": ("randar/tiny",),
+    "arpg": ("arpg/tiny",),
     "mar": ("mar/tiny",),
     "infinity": ("infinity/tiny",),
 }
@@ -74,6 +76,9 @@ RELEASES = (
     Release("randar", "L llamagen", 342_912_000, 173),
     Release("randar", "L maskgit", 311_454_720, 173),
     Release("randar", "XL llamagen", 774_700_800, 257),
+    Release("arpg", "ARPG-L", 319_845_376, 198),
+    Release("arpg", "ARPG-XL", 718_997_760, 294),
+    Release("arpg", "ARPG-XXL", 1_302_449_664, 390),
     Release("mar", "KL-16", 66_456_019, 312),
     Release("mar", "base", 207_924_768, 364),
     Release("mar", "large", 478_326_304, 476),

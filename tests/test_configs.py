@@ -43,6 +43,9 @@ COUNTS = {
     ("randar.py", "L"): 342_912_000,
     ("randar.py", "L_maskgit"): 311_454_720,
     ("randar.py", "XL"): 774_700_800,
+    ("arpg.py", "L"): 319_845_376,
+    ("arpg.py", "XL"): 718_997_760,
+    ("arpg.py", "XXL"): 1_302_449_664,
     ("tokenizer_maskgit.py", ""): 54_515_587,
     ("mar.py", "base"): 207_924_768,
     ("mar.py", "large"): 478_326_304,
@@ -78,7 +81,7 @@ TOKENS = {"var.py": 680, "llamagen.py": 256, "tokenizer_multiscale.py": 680}
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 # Sizes of a published model differ in numbers, not in what reads their fields: one of each file,
 # and the others in the slow run.
-FIRST_SIZES = ("var:d16", "llamagen:B", "rar:b", "randar:L", "mar:base")
+FIRST_SIZES = ("var:d16", "llamagen:B", "rar:b", "randar:L", "arpg:L", "mar:base")
 every_file = pytest.mark.parametrize("file", FILES)
 
 
@@ -100,7 +103,7 @@ def count(tree: Any, pattern: str = "") -> int:
 
 def test_all_files_are_here():
     names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py", "rar.py"}
-    names |= {"tokenizer_kl.py", "mar.py", "randar.py"}
+    names |= {"tokenizer_kl.py", "mar.py", "randar.py", "arpg.py"}
     assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
     names |= {f"tokenizer_{quantiser}.py" for quantiser in ("fsq", "lfq", "bsq", "bitwise")}
     assert all(arguments(load(FASHION + name)) == ("", "demo", "smoke") for name in names)
@@ -354,6 +357,17 @@ def test_randar_recipe(size):
     steps = case.config.train.steps
     points = [optimizer.learning_rate(step) for step in (25_000, 50_000, steps - 1)]
     np.testing.assert_allclose(points, [2e-4, 4e-4, 2e-5], rtol=1e-5)
+    decayed_but_norms(case, optimizer)
+
+
+@pytest.mark.parametrize("size", ["L", "XL", "XXL"])
+def test_arpg_recipe(size):
+    case = Case(IMAGENET + "arpg.py", size)
+    optimizer = read_settings(case.config).optimizer
+    steps, warmup = case.config.train.steps, 125_100
+    assert steps == 400 * (1_281_167 // case.config.train.batch_size)
+    points = [optimizer.learning_rate(step) for step in (warmup // 2, warmup, steps - 1)]
+    np.testing.assert_allclose(points, [2e-4, 4e-4, 1e-5], rtol=1e-5)
     decayed_but_norms(case, optimizer)
 
 

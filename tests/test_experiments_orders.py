@@ -23,7 +23,7 @@ from tests.smoke_runs import CUBE, losses, losses_on_one_device, smoke_config, w
 # By default test_ordered_decoders.py stands for it.
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
-SYSTEMS = ("randar",)
+SYSTEMS = ("randar", "arpg")
 BATCH = 10
 
 

@@ -95,7 +95,7 @@ def test_files_there_and_back(tiny, tmp_path):
     tensors = {"tokenizer": codes, "transformer": tiny.state_dict("transformer")}
     weight_file.write(files["tokenizer"], {"model": codes})
     weight_file.write(files["transformer"], tensors["transformer"])
-    options = dict(heads=4, image_size=32, steps=7)
+    options = dict(heads=4, image_size=16, steps=7)
     converted = convert_files(randar, files["tokenizer"], files["transformer"], options)
     assert converted.config["schedule"]["grid"] == 4
     write_directory(converted, tmp_path / "ours")

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ar_jax.convert import infinity, llamagen, mar, randar, rar, var
+from ar_jax.convert import arpg, infinity, llamagen, mar, randar, rar, var
 from ar_jax.convert.part import Part
 from ar_jax.convert.places import Shape, Tensors
 
@@ -59,6 +59,7 @@ FAMILIES: dict[str, Family] = {
     "mar": mar,
     "rar": rar,
     "randar": randar,
+    "arpg": arpg,
     "infinity": infinity,
 }
 

@@ -291,7 +291,8 @@ def draw_steps(
     cache = system.backbone.init_cache(2 * batch_size if guided else batch_size)
     carry = system.tokenizer.apply({"params": params["tokenizer"]}, batch_size, method="begin")
     scans = any(end - first > 1 for first, end in schedule.segments)
-    context, parts = None, []
+    context: Any = None
+    parts: list[Array] = []
     for segment in schedule.segments:
         first, end = segment
         if end - first == 1:
