@@ -14,6 +14,8 @@ from ar_jax.api import Objective, Params, System, matches_any
 from ar_jax.backbones.bidirectional import Bidirectional
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
+from ar_jax.backbones.instructed_decoder import InstructedDecoder
+from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.consistency import (
     AnyTokenizer,
     check_groups,
@@ -70,10 +72,14 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "random": schedules.random,
     "next_scale": schedules.next_scale,
     "masked": schedules.masked,
+    "random_groups": schedules.random_groups,
+    "distant_groups": schedules.distant_groups,
 }
 BACKBONES = {
     "decoder": Decoder,
     "encoder_decoder": EncoderDecoder,
+    "instructed_decoder": InstructedDecoder,
+    "two_pass_decoder": TwoPassDecoder,
     "bidirectional": Bidirectional,
 }
 HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead}
@@ -93,6 +99,8 @@ OBJECTIVES = {
 AnySampler: TypeAlias = CachedSampler | RefineSampler | ConfidenceSampler
 SAMPLERS: dict[type, Any] = {
     Decoder: CachedSampler,
+    InstructedDecoder: CachedSampler,
+    TwoPassDecoder: CachedSampler,
     EncoderDecoder: RefineSampler,
     Bidirectional: ConfidenceSampler,
 }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, TypeAlias
 
 from ar_jax.backbones.bidirectional import Bidirectional
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
+from ar_jax.backbones.instructed_decoder import InstructedDecoder
+from ar_jax.backbones.ordered import OrderedDecoder
+from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.nn.diffusion import respace
@@ -18,13 +22,15 @@ from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
 AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
-AnyBackbone: TypeAlias = Decoder | Bidirectional | EncoderDecoder
+AnyBackbone: TypeAlias = Decoder | OrderedDecoder | Bidirectional | EncoderDecoder
 AnyHead: TypeAlias = CategoricalHead | DiffusionHead
 
 # Which head and which objective go with a backbone, by the names that configs give them.
 PARTNERS = {
     Decoder: ("categorical", "likelihood"),
     Bidirectional: ("categorical", "masked_codes"),
+    InstructedDecoder: ("categorical", "likelihood"),
+    TwoPassDecoder: ("categorical", "likelihood"),
     EncoderDecoder: ("diffusion", "masked"),
 }
 
@@ -38,7 +44,11 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
     check_attention(backbone)
     discrete = isinstance(tokenizer, Tokenizer)
     kinds: dict[str, Any] = {
-        "backbone": ((Decoder, Bidirectional), "'decoder' or 'bidirectional'", "'encoder_decoder'"),
+        "backbone": (
+            (Decoder, OrderedDecoder, Bidirectional),
+            "'decoder', one of its kind or 'bidirectional'",
+            "'encoder_decoder'",
+        ),
         "head": ((CategoricalHead,), "'categorical'", "'diffusion'"),
     }
     for part, (of_discrete, *fits) in kinds.items():
@@ -57,8 +67,10 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
             )
         if isinstance(backbone, Bidirectional):
             check_bidirectional(backbone, tokenizer)
-        else:
+        elif isinstance(backbone, Decoder):
             check_backbone(backbone, tokenizer)
+        else:
+            check_ordered(backbone, tokenizer)
         check_vocabulary("head.vocab_size", head.vocab_size, tokenizer)
     else:
         assert isinstance(backbone, EncoderDecoder) and isinstance(head, DiffusionHead)
@@ -85,7 +97,7 @@ def check_objective(name: str, backbone: AnyBackbone) -> None:
 
 def check_label_dropout(label_dropout: float, backbone: AnyBackbone) -> None:
     """config.objective.label_dropout has something to put in a label's place."""
-    if label_dropout and isinstance(backbone, Decoder) and not backbone.null_class:
+    if label_dropout and not isinstance(backbone, EncoderDecoder) and not backbone.null_class:
         raise ValueError(
             f"objective.label_dropout is {label_dropout}, but backbone.null_class is False, so "
             "that there is no null class: set one of them otherwise"
@@ -276,6 +288,36 @@ def check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
         )
 
 
+def check_ordered(backbone: OrderedDecoder, tokenizer: Tokenizer) -> None:
+    """config.backbone of a name that takes any order."""
+    head_width = backbone.width // backbone.heads
+    if backbone.width % backbone.heads or head_width % 4:
+        raise ValueError(
+            f"backbone.width {backbone.width} over backbone.heads {backbone.heads} gives heads of "
+            f"width {backbone.width / backbone.heads:g}; rotary positions need a multiple of 4"
+        )
+    if backbone.num_classes < 1:
+        raise ValueError(f"backbone.num_classes is {backbone.num_classes}; it must be positive")
+    if tokenizer.quantizer.context != backbone.context:
+        raise ValueError(
+            f"this backbone is fed {backbone.context!r}, but this tokenizer gives "
+            f"{tokenizer.quantizer.context!r}: use a tokenizer of one grid"
+        )
+    check_vocabulary("backbone.vocab_size", backbone.vocab_size, tokenizer)
+    if isinstance(backbone, TwoPassDecoder):
+        if backbone.depth % 2:
+            raise ValueError(
+                f"backbone.depth is {backbone.depth}; it must be even, half of it for the content "
+                "and half for the queries"
+            )
+        kinds = ("bidirectional", "causal")
+        if backbone.group_attention not in kinds:
+            raise ValueError(
+                f"backbone.group_attention is {backbone.group_attention!r}; it must be one of "
+                f"{kinds}"
+            )
+
+
 def check_condition(backbone: Decoder) -> None:
     """What a 'class' or a 'text' condition needs."""
     if backbone.condition == "class" and backbone.num_classes < 1:
@@ -300,6 +342,12 @@ def check_order(backbone: Decoder) -> None:
         raise ValueError(
             f"backbone.positions is {backbone.positions!r}, but schedule.name={schedule.name!r} "
             "draws random orders: only positions='target_aware' say which cell comes next"
+        )
+    sizes = schedule.sizes
+    if backbone.context == "codes" and any(a > b for a, b in itertools.pairwise(sizes)):
+        raise ValueError(
+            f"schedule.name={schedule.name!r} has a step of fewer codes than the one before "
+            f"({sizes}), each of which this backbone feeds to a row: use another schedule"
         )
     if backbone.positions == "target_aware" and set(schedule.sizes) != {1}:
         raise ValueError(

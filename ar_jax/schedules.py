@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 
 Grid = tuple[int, int]
+
+MAX_SEGMENTS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,8 +105,11 @@ class Schedule:
         name: what the config called it.
         grids: (rows, columns) of every scale; a single grid for one-grid tokenizers.
         sizes: number of codes n_s predicted in each step; they sum to L.
-        random: training permutes the codes of every sample. Sampling and evaluation keep to this
-            schedule's own order unless they are given another.
+        random: training permutes the codes of every sample. Evaluation keeps to this schedule's
+            own order unless it is given another, and so does sampling, unless it is
+        shuffled: sampling draws a random order for every image, from the image's key.
+        cells: the cell of every code in this schedule's own order, a permutation of 0 ... L - 1;
+            None: the cells one after the other.
         anneal: (start, end) in training steps: the share of samples that are permuted is 1 until
             the start, falls linearly to 0 at the end and stays there (with both equal it is 0 from
             the next step on); None: 1 for ever.
@@ -114,6 +120,8 @@ class Schedule:
     grids: tuple[Grid, ...]
     sizes: tuple[int, ...]
     random: bool = False
+    shuffled: bool = False
+    cells: tuple[int, ...] | None = None
     anneal: tuple[int, int] | None = None
     mask: MaskRule | None = None
 
@@ -126,6 +134,8 @@ class Schedule:
                 "0 <= start <= end"
             )
         cells = sum(rows * columns for rows, columns in self.grids)
+        if self.cells is not None and sorted(self.cells) != list(range(cells)):
+            raise ValueError(f"schedule.cells must be a permutation of the {cells} cells")
         if sum(self.sizes) != cells:
             raise ValueError(
                 f"schedule.sizes {self.sizes} sum to {sum(self.sizes)}, but the grids {self.grids} "
@@ -175,13 +185,47 @@ class Schedule:
         return np.repeat(np.arange(self.num_steps, dtype=np.int32), self.sizes)
 
     @functools.cached_property
+    def fed(self) -> np.ndarray:
+        """What each row after the first step's is fed where steps see codes, int32 [L - n_1].
+
+        A code of the step before, by its place in the order; where a step is larger than the one
+        before, -1, -2, ... stand for the rows that are fed none.
+        """
+        rows = [
+            start + i if i < before else before - 1 - i
+            for start, before, size in zip(self.starts, self.sizes, self.sizes[1:], strict=False)
+            for i in range(size)
+        ]
+        return np.asarray(rows, np.int32)
+
+    @functools.cached_property
     def coords(self) -> np.ndarray:
-        """(scale, row, column) of every code position, int32 [L, 3]."""
+        """(scale, row, column) of every code in this schedule's own order, int32 [L, 3]."""
         cells = [
             np.stack(np.broadcast_arrays(scale, *np.indices(grid)), axis=-1).reshape(-1, 3)
             for scale, grid in enumerate(self.grids)
         ]
-        return np.concatenate(cells).astype(np.int32)
+        coords = np.concatenate(cells).astype(np.int32)
+        return coords if self.cells is None else coords[list(self.cells)]
+
+    @functools.cached_property
+    def segments(self) -> tuple[tuple[int, int], ...]:
+        """Ranges (first, end) of steps that a sampler runs by one program each, in order.
+
+        Steps that have the same number of codes as the one before are one segment, every other
+        step is its own. If those are more than `MAX_SEGMENTS`, the steps after the first are cut
+        into so many ranges, and each is padded to its largest step. What a scale adds to the next
+        is a program of its own, even where two have equal sizes.
+        """
+        count = self.num_steps
+        if len(self.grids) > 1:
+            return tuple((step, step + 1) for step in range(count))
+        pairs = list(zip((0, *self.sizes[:-1]), self.sizes, strict=True))
+        edges = [step for step in range(count) if step == 0 or pairs[step] != pairs[step - 1]]
+        if len(edges) > MAX_SEGMENTS:
+            cuts = np.linspace(1, count, MAX_SEGMENTS).round()
+            edges = [0, *(int(cut) for cut in cuts[:-1])]
+        return tuple(itertools.pairwise((*edges, count)))
 
 
 def as_grids(scales: Sequence[int | Sequence[int]]) -> tuple[Grid, ...]:
@@ -234,15 +278,88 @@ def masked(
         ValueError: more iterations than codes, or no such rule.
     """
     grids = as_grids([grid])
-    length = grids[0][0] * grids[0][1]
-    if not 1 <= iterations <= length:
-        raise ValueError(
-            f"schedule.iterations is {iterations}; it must be between 1 and the {length} codes of "
-            f"the grid {grids[0]}"
-        )
-    if not 0 <= slack < 1:
-        raise ValueError(f"schedule.slack is {slack}; it must lie in [0, 1)")
     rule = MaskRule(method=method, slack=slack)
-    unknown = [length, *map(int, rule.lengths(length, iterations)[:-1]), 0]
-    sizes = tuple(more - fewer for more, fewer in itertools.pairwise(unknown))
+    sizes = _mask_sizes(rule, grids[0], iterations, "iterations")
     return Schedule(name="masked", grids=grids, sizes=sizes, mask=rule)
+
+
+CURVES = ("cosine", "arccos", "cosine_ahead")
+
+
+def random_groups(*, grid: int | Sequence[int], steps: int, curve: str) -> Schedule:
+    """Groups of codes in random orders, few at first (RandAR, 2412.01827; ARPG, 2503.10568).
+
+    Training is code by code; the groups are those of sampling, where every image has its own order.
+
+    Args:
+        curve: how many codes are drawn after step s (from 0) of S. 'cosine' and 'arccos' (ARPG)
+            leave floor(L cos(pi r / 2)) and floor(L arccos(r) 2 / pi) of them, r = (s + 1) / S, see
+            `masked`. 'cosine_ahead' (RandAR) begins with one code and goes on to
+            floor((1 - cos(pi r / 2)) L + 1), r = (s + 1) / S, at least one more: the steps may be
+            over before S.
+
+    Raises:
+        ValueError: more steps than codes, or an unknown curve.
+    """
+    grids = as_grids([grid])
+    if curve not in CURVES:
+        raise ValueError(f"schedule.curve is {curve!r}; it must be one of {CURVES}")
+    if curve == "cosine_ahead":
+        length = grids[0][0] * grids[0][1]
+        _check_count("steps", steps, length, grids[0])
+        sizes, known = [1], 1
+        while known < length:
+            share = 1 - math.cos(math.pi / 2 * (len(sizes) + 1) / steps)
+            sizes.append(max(min(int(share * length + 1), length) - known, 1))
+            known += sizes[-1]
+    else:
+        sizes = list(_mask_sizes(MaskRule(method=curve), grids[0], steps, "steps"))
+    return Schedule(
+        name="random_groups", grids=grids, sizes=tuple(sizes), random=True, shuffled=True
+    )
+
+
+def distant_groups(*, grid: int | Sequence[int], regions: int) -> Schedule:
+    """One code of every region a step, after as many single ones (PAR, arXiv:2412.15119).
+
+    The grid is cut into ``regions`` equal ones, a square number of them. The order goes through the
+    cells of a region row by row, and at each through the regions row by row. The codes of the first
+    cell are drawn one by one, those of any other together.
+
+    Raises:
+        ValueError: the regions are no square number, or do not divide the grid's sides.
+    """
+    grids = as_grids([grid])
+    rows, columns = grids[0]
+    side = math.isqrt(regions) if regions > 0 else 0
+    if side < 1 or side**2 != regions or rows % side or columns % side:
+        raise ValueError(
+            f"schedule.regions is {regions}; it must be a square number whose root divides both "
+            f"sides of the grid {grids[0]}"
+        )
+    cells = np.arange(rows * columns).reshape(side, rows // side, side, columns // side)
+    order = cells.transpose(1, 3, 0, 2).reshape(-1)
+    return Schedule(
+        name="distant_groups",
+        grids=grids,
+        sizes=(1,) * regions + (regions,) * (len(order) // regions - 1),
+        cells=tuple(order.tolist()),
+    )
+
+
+def _mask_sizes(rule: MaskRule, grid: Grid, steps: int, field: str) -> tuple[int, ...]:
+    """Codes of every step, by how many a rule leaves after it; the last takes all that are left."""
+    if not 0 <= rule.slack < 1:
+        raise ValueError(f"schedule.slack is {rule.slack}; it must lie in [0, 1)")
+    length = grid[0] * grid[1]
+    _check_count(field, steps, length, grid)
+    left = [length, *map(int, rule.lengths(length, steps)[:-1]), 0]
+    return tuple(more - fewer for more, fewer in itertools.pairwise(left))
+
+
+def _check_count(field: str, steps: int, length: int, grid: Grid) -> None:
+    if not 1 <= steps <= length:
+        raise ValueError(
+            f"schedule.{field} is {steps}; it must be between 1 and the {length} codes of "
+            f"the grid {grid}"
+        )

@@ -30,6 +30,8 @@ SYSTEMS = {
     "var": "tokenizer_multiscale",
     "llamagen": "tokenizer_vq",
     "rar": "tokenizer_vq",
+    "randar": "tokenizer_vq",
+    "arpg": "tokenizer_vq",
     "mar": "tokenizer_kl",
     "maskgit": "tokenizer_vq",
 }

@@ -23,6 +23,8 @@ from ar_jax.api import Batch
 from ar_jax.backbones.bidirectional import Bidirectional
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
+from ar_jax.backbones.instructed_decoder import InstructedDecoder
+from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.build import build_objective, build_sampling, trains_tokenizer
 from ar_jax.data import Data, from_config
 from ar_jax.data.transforms import ImageTransform
@@ -67,7 +69,10 @@ TAKERS: dict[str, tuple[type, ...]] = {
         *(Autoencoder, conv.Encoder, conv.Decoder),
         *(PooledAutoencoder, pooled_conv.PooledEncoder, pooled_conv.PooledDecoder),
     ),
-    "backbone": (Decoder, EncoderDecoder, Bidirectional, Stack, Block, Attention, MLP),
+    "backbone": (
+        *(Decoder, EncoderDecoder, InstructedDecoder, TwoPassDecoder, Bidirectional),
+        *(Stack, Block, Attention, MLP),
+    ),
     "head": (CategoricalHead, DiffusionHead),
     "objective": (TokenizerObjective, KLTokenizerObjective, Likelihood, Masked, MaskedCodes),
     "sampling": (Knobs,),

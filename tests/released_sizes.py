@@ -9,11 +9,21 @@ import dataclasses
 
 # Of each family: whether every key and shape of a size is recorded ('each') or how many there are,
 # and the golden cases whose arrays are held against the official code and whose files come back.
-KEYS = {"var": "counts", "llamagen": "each", "rar": "each", "mar": "counts", "infinity": "counts"}
+KEYS = {
+    "var": "counts",
+    "llamagen": "each",
+    "rar": "each",
+    "randar": "each",
+    "arpg": "each",
+    "mar": "counts",
+    "infinity": "counts",
+}
 CASES = {
     "var": ("var/tiny_a", "var/tiny_b"),
     "llamagen": ("llamagen/tiny",),
     "rar": ("rar/tiny",),
+    "randar": ("randar/tiny",),
+    "arpg": ("arpg/tiny",),
     "mar": ("mar/tiny",),
     "infinity": ("infinity/tiny",),
 }
@@ -63,6 +73,12 @@ RELEASES = (
     Release("rar", "RAR-L", 461_668_352, 441),
     Release("rar", "RAR-XL", 955_425_024, 585),
     Release("rar", "RAR-XXL", 1_498_520_704, 729),
+    Release("randar", "L llamagen", 342_912_000, 173),
+    Release("randar", "L maskgit", 311_454_720, 173),
+    Release("randar", "XL llamagen", 774_700_800, 257),
+    Release("arpg", "ARPG-L", 319_845_376, 198),
+    Release("arpg", "ARPG-XL", 718_997_760, 294),
+    Release("arpg", "ARPG-XXL", 1_302_449_664, 390),
     Release("mar", "KL-16", 66_456_019, 312),
     Release("mar", "base", 207_924_768, 364),
     Release("mar", "large", 478_326_304, 476),

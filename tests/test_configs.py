@@ -40,6 +40,12 @@ COUNTS = {
     ("rar.py", "l"): 461_668_352,
     ("rar.py", "xl"): 955_425_024,
     ("rar.py", "xxl"): 1_498_520_704,
+    ("randar.py", "L"): 342_912_000,
+    ("randar.py", "L_maskgit"): 311_454_720,
+    ("randar.py", "XL"): 774_700_800,
+    ("arpg.py", "L"): 319_845_376,
+    ("arpg.py", "XL"): 718_997_760,
+    ("arpg.py", "XXL"): 1_302_449_664,
     ("tokenizer_maskgit.py", ""): 54_515_587,
     ("maskgit.py", ""): 173_243_392,
     ("mar.py", "base"): 207_924_768,
@@ -76,7 +82,7 @@ TOKENS = {"var.py": 680, "llamagen.py": 256, "tokenizer_multiscale.py": 680}
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 # Sizes of a published model differ in numbers, not in what reads their fields: one of each file,
 # and the others in the slow run.
-FIRST_SIZES = ("var:d16", "llamagen:B", "rar:b", "mar:base")
+FIRST_SIZES = ("var:d16", "llamagen:B", "rar:b", "randar:L", "arpg:L", "mar:base")
 every_file = pytest.mark.parametrize("file", FILES)
 
 
@@ -98,7 +104,7 @@ def count(tree: Any, pattern: str = "") -> int:
 
 def test_all_files_are_here():
     names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py", "rar.py"}
-    names |= {"tokenizer_kl.py", "mar.py", "maskgit.py"}
+    names |= {"tokenizer_kl.py", "mar.py", "maskgit.py", "randar.py", "arpg.py"}
     assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
     names |= {f"tokenizer_{quantiser}.py" for quantiser in ("fsq", "lfq", "bsq", "bitwise")}
     assert all(arguments(load(FASHION + name)) == ("", "demo", "smoke") for name in names)
@@ -345,6 +351,38 @@ def test_rar_recipe(size):
             assert optimizer.decays(path, tree[path].shape) == decays, (key, path)
 
 
+@pytest.mark.parametrize("size", ["L", "L_maskgit", "XL"])
+def test_randar_recipe(size):
+    case = Case(IMAGENET + "randar.py", size)
+    optimizer = read_settings(case.config).optimizer
+    steps = case.config.train.steps
+    points = [optimizer.learning_rate(step) for step in (25_000, 50_000, steps - 1)]
+    np.testing.assert_allclose(points, [2e-4, 4e-4, 2e-5], rtol=1e-5)
+    decayed_but_norms(case, optimizer)
+
+
+@pytest.mark.parametrize("size", ["L", "XL", "XXL"])
+def test_arpg_recipe(size):
+    case = Case(IMAGENET + "arpg.py", size)
+    optimizer = read_settings(case.config).optimizer
+    steps, warmup = case.config.train.steps, 125_100
+    assert steps == 400 * (1_281_167 // case.config.train.batch_size)
+    points = [optimizer.learning_rate(step) for step in (warmup // 2, warmup, steps - 1)]
+    np.testing.assert_allclose(points, [2e-4, 4e-4, 1e-5], rtol=1e-5)
+    decayed_but_norms(case, optimizer)
+
+
+def decayed_but_norms(case: Case, optimizer: Any) -> None:
+    """Officially what has two dimensions: all but the norms' scales. The feed-forward's width."""
+    tree = named(parameters(case))
+    kept = {name for name, leaf in tree.items() if not optimizer.decays(name, leaf.shape)}
+    assert kept == {name for name in tree if "norm" in name}
+    assert float(optimizer.weight_decay(0)) == np.float32(0.05)
+    # The official rounding: two thirds of four widths, up to a multiple of 256.
+    width = case.config.backbone.width
+    assert case.config.backbone.mlp_hidden == -(-int(8 * width / 3) // 256) * 256
+
+
 @pytest.mark.parametrize("size", ["B", "L", "XL", "XXL", "3B"])
 def test_llamagen_recipe(size):
     case = Case(IMAGENET + "llamagen.py", size)
@@ -354,9 +392,4 @@ def test_llamagen_recipe(size):
     for step in (0, 1, config.train.steps - 1):
         assert float(optimizer.learning_rate(step)) == np.float32(1e-4)
         assert float(optimizer.weight_decay(step)) == np.float32(0.05)
-    tree = named(parameters(case))
-    kept = {name for name, leaf in tree.items() if not optimizer.decays(name, leaf.shape)}
-    assert kept == {name for name in tree if "norm" in name}
-    # The official rounding: two thirds of four widths, up to a multiple of 256.
-    width = config.backbone.width
-    assert config.backbone.mlp_hidden == -(-int(8 * width / 3) // 256) * 256
+    decayed_but_norms(case, optimizer)

@@ -29,7 +29,8 @@ AUTOENCODER = dict(
 
 
 def toy_config(name: str, *, vocab_size: int = 8, **changes: Any) -> dict[str, Any]:
-    """The config of a system: 'next_scale' (VAR's layers), 'raster' (LlamaGen's), 'random' (RAR's).
+    """The config of a system: 'next_scale' (VAR's layers), 'raster' (LlamaGen's), 'random' (RAR's),
+    'instructed' (RandAR's), 'two_pass' (ARPG's).
 
     ``changes`` are dictionaries that update the section of their name.
     """
@@ -79,6 +80,18 @@ def toy_config(name: str, *, vocab_size: int = 8, **changes: Any) -> dict[str, A
             activation="gelu",
             mlp_bias=True,
         )
+    elif name == "instructed":
+        config |= dict(
+            tokenizer=dict(name="vq", codebook_size=vocab_size),
+            schedule=dict(name="random_groups", grid=4, steps=7, curve="cosine_ahead"),
+        )
+        backbone |= dict(name="instructed_decoder", vocab_size=vocab_size)
+    elif name == "two_pass":
+        config |= dict(
+            tokenizer=dict(name="vq", codebook_size=vocab_size),
+            schedule=dict(name="random_groups", grid=4, steps=6, curve="arccos"),
+        )
+        backbone |= dict(name="two_pass_decoder", vocab_size=vocab_size)
     else:
         config |= dict(
             tokenizer=dict(name="vq", codebook_size=vocab_size),

@@ -1,9 +1,10 @@
-"""The decoder-only transformer over a schedule: VAR's, LlamaGen's and RAR's by its fields.
+"""The decoder-only transformer over a schedule: VAR's, LlamaGen's, RAR's and PAR's by its fields.
 
 Rows of the sequence: the condition's prefix first, then one row for every code of the steps after
 the first. The last n_1 prefix rows predict step 1; a later row predicts its own code and is fed
-what the step may see of earlier steps: the previous code (raster, random orders) or the coarser
-scales' sum resampled to this scale (next-scale).
+what the step may see of earlier steps: the previous code (raster, random orders), a code of the
+previous group or, in a group larger than that, a learned row (PAR), or the coarser scales' sum
+resampled to this scale (next-scale).
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from ar_jax.api import Cache, Cond
 from ar_jax.backbones.cache_mask import cache_mask
 from ar_jax.backbones.conditions import ClassCondition, TextCondition
+from ar_jax.backbones.step_rows import Segment, fed_tokens, held_cells, is_first, unfed_rows
 from ar_jax.backbones.target_positions import TargetAwarePositions
 from ar_jax.nn.blocks import Stack, unstack
 from ar_jax.nn.layers import LayerNorm, RMSNorm, layer_norm
 from ar_jax.nn.modulation import Modulation
-from ar_jax.nn.positions import rope_2d
 from ar_jax.schedules import Schedule
 
 Array = jax.Array
@@ -173,6 +173,7 @@ class Decoder(nn.Module, kw_only=True):
         *,
         order: Array | None = None,
         step: Array | int | None = None,
+        segment: Segment | None = None,
         cache: Cache | None = None,
         train: bool = False,
     ) -> tuple[Array, Cache | None]:
@@ -185,7 +186,7 @@ class Decoder(nn.Module, kw_only=True):
             order: int32 [B, L], the grid cell of every code of the sequence; None is the
                 schedule's own order. The context is in the same order.
             step: None for all steps at once; else this step only, reading and extending ``cache``.
-                A traced step needs equal step sizes.
+            segment: of the schedule, that a traced step is of; its steps have one size.
             train: dropout and stochastic depth on; needs rngs 'dropout' and 'drop_path'.
 
         Returns:
@@ -200,7 +201,7 @@ class Decoder(nn.Module, kw_only=True):
                 prefix[:, -1:], (prefix.shape[0], self.prefix_rows, self.width)
             )
         vector = prefix[:, -1:]  # [B, 1, D], before positions are added
-        first_row, count = self._row_range(step)
+        first_row, count = self._row_range(step, segment)
         if self.start_row:
             row = self.param("start_row", nn.initializers.zeros, (1, self.width), jnp.float32)
             start = jnp.broadcast_to(row[None], (len(prefix), 1, self.width))
@@ -249,7 +250,9 @@ class Decoder(nn.Module, kw_only=True):
             vector = vector[:, self.lead :] if self.step_embedding else vector
         return self._final_norm(x, vector), cache
 
-    def _row_range(self, step: Array | int | None) -> tuple[Array | int, int]:
+    def _row_range(
+        self, step: Array | int | None, segment: Segment | None
+    ) -> tuple[Array | int, int]:
         """(first row, number of rows) that a call computes."""
         if step is None:
             return 0, self.rows
@@ -257,8 +260,9 @@ class Decoder(nn.Module, kw_only=True):
             return 0, self.prefix_rows
         if isinstance(step, int):
             return self.lead + self.schedule.starts[step], self.schedule.sizes[step]
-        size = self.schedule.sizes[0]
-        return self.lead + step * size, size
+        start, _ = segment or (0, 0)
+        size = self.schedule.sizes[start]
+        return self.lead + self.schedule.starts[start] + (step - start) * size, size
 
     def _token_embed(self) -> Any:
         """The layer that turns contexts into rows."""
@@ -274,6 +278,10 @@ class Decoder(nn.Module, kw_only=True):
         if step is not None and is_first(step):
             return prefix
         tokens = embed(context)
+        if self.context == "codes" and (count := unfed_rows(self.schedule)):
+            init = nn.initializers.normal(self._std)
+            table = self.param("transition", init, (count, self.width), jnp.float32)
+            tokens = fed_tokens(tokens, table, self.schedule, step)
         return jnp.concatenate([prefix, tokens], axis=1) if step is None else tokens
 
     def _step_embed(self, first: Array | int, count: int) -> Array:
@@ -310,12 +318,9 @@ class Decoder(nn.Module, kw_only=True):
     def _rope(self, first: Array | int, count: int) -> Array | None:
         if self.positions != "rope":
             return None
-        # Rows fed the previous code turn by that code's cell, rows fed features by their own.
-        held = self.rows - self.prefix_rows
-        cells = self.schedule.coords[:, 1:]
-        cells = cells[:held] if self.context == "codes" else cells[self.schedule.sizes[0] :]
-        table = np.zeros((self.rows, self.width // self.heads // 2, 2), np.float32)
-        table[self.prefix_rows :] = rope_2d(cells, self.width // self.heads, self.rope_base)
+        head_width = self.width // self.heads
+        rows = (self.schedule, self.prefix_rows, self.context)
+        table = held_cells(*rows, head_width, self.rope_base)
         return jax.lax.dynamic_slice_in_dim(jnp.asarray(table), first, count)
 
     @property
@@ -388,8 +393,3 @@ class Decoder(nn.Module, kw_only=True):
             dtype=self.dtype,
         )
         return tuple(fields.items())
-
-
-def is_first(step: Array | int | None) -> bool:
-    """True for the static step 0, whose rows are the condition's prefix."""
-    return isinstance(step, int) and step == 0

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ar_jax.convert import infinity, llamagen, mar, rar, var
+from ar_jax.convert import arpg, infinity, llamagen, mar, randar, rar, var
 from ar_jax.convert.part import Part
 from ar_jax.convert.places import Shape, Tensors
 
@@ -58,6 +58,8 @@ FAMILIES: dict[str, Family] = {
     "llamagen": llamagen,
     "mar": mar,
     "rar": rar,
+    "randar": randar,
+    "arpg": arpg,
     "infinity": infinity,
 }
 

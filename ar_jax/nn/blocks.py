@@ -1,7 +1,8 @@
 """The transformer block and the stack of blocks: scanned for training, unrolled for sampling.
 
 One block whose fields give VAR's (adaptive layer norm, cosine attention, tanh-GELU), LlamaGen's
-(RMSNorm, rotary positions, SwiGLU) and RAR's (affine layer norm adapted at every position).
+(RMSNorm, rotary positions, SwiGLU) and RAR's (affine layer norm adapted at every position). Given
+keys and values, it attends to these in place of its own (ARPG's second half).
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ REMAT_POLICIES: dict[str, Any] = {
 
 class Attention(nn.Module, kw_only=True):
     """Multi-head self-attention over the rows given and, with a cache, all earlier ones.
+
+    Or of the rows given to a ``memory`` of keys and values, which then are not projected here; its
+    rows are as many as the queries and seen by ``row_steps``, unless these are None.
 
     Attributes:
         kv_heads: heads of keys and values, each serving heads / kv_heads of queries
@@ -68,6 +72,7 @@ class Attention(nn.Module, kw_only=True):
         start: Array | int,  # cache row of the first query
         visible: int | None,  # cache rows that can be seen at all, if known when tracing
         train: bool,
+        memory: tuple[Array, Array] | None = None,  # keys (turned) and values, each [B, T, H, K]
     ) -> tuple[Array, tuple[Array, Array] | None]:
         width = x.shape[-1]
 
@@ -83,8 +88,11 @@ class Attention(nn.Module, kw_only=True):
             )
 
         q = project("query", self.heads, self.bias != "none")(x)  # [B, Q, H, K]
-        k = project("key", self.kv_heads, self.bias == "qkv")(x)
-        v = project("value", self.kv_heads, self.bias != "none")(x)
+        if memory is None:
+            k = project("key", self.kv_heads, self.bias == "qkv")(x)
+            v = project("value", self.kv_heads, self.bias != "none")(x)
+        else:
+            k, v = memory
         scale = self.logit_scale
         if self.qk_norm == "cosine":
             log_scale = self.param(
@@ -98,13 +106,13 @@ class Attention(nn.Module, kw_only=True):
                 for name, rows in (("query_norm", q), ("key_norm", k))
             )
         if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+            q, k = rotate(q, rope), k if memory is not None else rotate(k, rope)
         if cache is not None:
             cache = write(cache[0], k, start), write(cache[1], v, start)
             k, v = (rows[:, :visible] for rows in cache)
         if self.kv_heads != self.heads:
             k, v = (rows.repeat(self.heads // self.kv_heads, axis=2) for rows in (k, v))
-        if cache is not None:
+        if cache is not None or (memory is not None and self.row_steps is None):
             out = attend(q, k, v, mask=mask, scale=scale)  # [B, Q, H, K]
         else:
             out = attend_all(
@@ -183,6 +191,7 @@ class Block(nn.Module, kw_only=True):
         start: Array | int,
         visible: int | None,
         train: bool,
+        memory: tuple[Array, Array] | None = None,  # see `Attention`
     ) -> tuple[Array, tuple[Array, Array] | None]:
         # Without it the compiler follows the weights' sharding and splits the width, not the batch.
         x = nn.with_logical_constraint(x, ("batch", None, None))
@@ -222,7 +231,7 @@ class Block(nn.Module, kw_only=True):
             name="attention",
         )
         h = branch(x, "attention_norm", 0)
-        out, cache = attention(h, rope, mask, cache, start, visible, train)
+        out, cache = attention(h, rope, mask, cache, start, visible, train, memory)
         x = residual(x, out, "attention_norm", 0, self.residual_dropout)
         mlp = MLP(
             hidden=self.mlp_hidden,
@@ -292,6 +301,7 @@ class Stack(nn.Module, kw_only=True):
         start: Array | int,
         visible: int | None,
         train: bool,
+        memory: tuple[Array, Array] | None = None,  # the same for all blocks
     ) -> tuple[Array, tuple[tuple[Array, Array], ...] | None]:
         rates = jnp.linspace(0.0, self.drop_path, self.depth, dtype=jnp.float32)
         fields = dict(self.block)
@@ -300,7 +310,7 @@ class Stack(nn.Module, kw_only=True):
             for i in range(self.depth):
                 cache = None if caches is None else caches[i]
                 x, cache = Block(**fields, name=f"blocks_{i}")(
-                    x, rates[i], condition, rope, mask, cache, start, visible, train
+                    x, rates[i], condition, rope, mask, cache, start, visible, train, memory
                 )
                 filled.append(cache)
             return x, None if caches is None else tuple(filled)
@@ -318,11 +328,11 @@ class Stack(nn.Module, kw_only=True):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True, "drop_path": True},
-            in_axes=(0,) + (nn.broadcast,) * 7,
+            in_axes=(0,) + (nn.broadcast,) * 8,
             length=self.depth,
         )
         x, _ = scanned(**fields, name="blocks")(
-            x, rates, condition, rope, mask, None, 0, None, train
+            x, rates, condition, rope, mask, None, 0, None, train, memory
         )
         return x, None
 

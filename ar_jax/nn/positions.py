@@ -36,16 +36,17 @@ def rotate(x: Array, table: Array) -> Array:
 
     Args:
         x: [B, N, H, K].
-        table: [N, K/2, 2] from `rope_2d`; a row of zeros makes the vector zero, which is what
-            LlamaGen does to its condition rows.
+        table: [N, K/2, 2] or, for samples of their own, [B, N, K/2, 2] from `rope_2d`; a row of
+            zeros makes the vector zero, which is what LlamaGen does to its condition rows.
     """
     return jax.lax.platform_dependent(x, table, tpu=rotate_by_product, default=rotate_pairs)
 
 
 def rotate_pairs(x: Array, table: Array) -> Array:
     """`rotate` with the two of each pair apart, twice as fast on CPUs as by a product."""
+    table = _by_sample(table)
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)  # [B, N, H, K/2, 2]
-    cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]  # [1, N, 1, K/2]
+    cos, sin = table[:, :, None, :, 0], table[:, :, None, :, 1]  # [B or 1, N, 1, K/2]
     even, odd = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)
@@ -56,6 +57,7 @@ def rotate_by_product(x: Array, table: Array) -> Array:
 
     An axis of two, as pairs apart have it, would leave nearly all of a TPU's 128 lanes empty.
     """
+    table = _by_sample(table)
     quarter = jnp.asarray(np.kron(np.eye(x.shape[-1] // 2), [[0, 1], [-1, 0]]), x.dtype)  # [K, K]
     turned = jnp.einsum(
         "bnhk,bkj->bnhj",  # by sample, as rematerialisation 'dots' keeps products by weights only
@@ -64,5 +66,10 @@ def rotate_by_product(x: Array, table: Array) -> Array:
         precision="highest",  # each result is one of the operands, exactly
         preferred_element_type=jnp.float32,
     )
-    cos, sin = (jnp.repeat(table[..., i], 2, axis=-1)[None, :, None] for i in (0, 1))
+    cos, sin = (jnp.repeat(table[..., i], 2, axis=-1)[:, :, None] for i in (0, 1))
     return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
+
+
+def _by_sample(table: Array) -> Array:
+    """[B or 1, N, K/2, 2]."""
+    return table if table.ndim == 4 else table[None]

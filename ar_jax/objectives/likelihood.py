@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ar_jax.api import Array, Aux, Batch, Cond, Params, Stats, System, weighted_mean
 from ar_jax.objectives.orders import draw_orders, random_share
@@ -89,6 +90,8 @@ class Likelihood:
             order = draw_orders(order_key, share, *codes.shape)
         if order is not None:
             codes = jnp.take_along_axis(codes, order, axis=1)
+        elif system.schedule.cells is not None:
+            codes = codes[:, np.asarray(system.schedule.cells)]
         with jax.named_scope("tokenizer"):
             frozen_params = {"params": frozen["tokenizer"]}
             context = system.tokenizer.apply(frozen_params, codes, method="contexts")

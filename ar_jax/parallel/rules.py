@@ -53,7 +53,7 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern=r"(^|/)\w+_embed(_\d)?/kernel$", axes=("embed",), may_replicate=True),
     Rule(
         pattern=r"(^|/)(position|position_start|scale_embed|modulation_table|null_caption"
-        r"|cell_positions/\w+|step_embed|start_row|\w+_position|mask_token|null_embed)$",
+        r"|cell_positions/\w+|step_embed|start_row|transition|instruction|\w+_position|mask_token|null_embed)$",
         axes=("embed",),
         may_replicate=True,
     ),

@@ -10,7 +10,10 @@ import math
 
 import numpy as np
 
-KINDS = ("constant", "linear", "linear_known", "power_cosine", "linear_excess", "linear_below")
+KINDS = (
+    *("constant", "linear", "linear_known", "linear_before", "linear_after", "linear_below"),
+    *("linear_excess", "power_cosine"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,12 +22,15 @@ class Guidance:
 
     Attributes:
         scale: w; 1 is no guidance.
-        kind: 'constant': w. 'linear': 1 + (w - 1) r. 'linear_known': 1 + (w - 1) k_s, k_s the
-            share of the codes that is known after step s (MAR). 'power_cosine': 1 + (w - 1)
+        kind: 'constant': w. 'linear': b + (w - b) r. 'linear_known': b + (w - b) k_s, k_s the
+            share of the codes that is known after step s, where one code counts as unknown to the
+            end (MAR); 'linear_after' (ARPG): none does; 'linear_before' (RandAR): the share that
+            is known before step s. 'power_cosine': 1 + (w - 1)
             (1 - cos(pi q^power)) / 2 with q = s / S, so that the last step stays below w (RAR);
             power 0 is constant. 'linear_excess': 1 + w r, VAR's convention, whose official cfg 1.5
             means 2.5 at the last scale. 'linear_below': 1 + (w - 1) q, q as above (TiTok, whose
             official scale w - 1 is what is added to 1).
+        begin: b, where 'linear', 'linear_known', 'linear_before' and 'linear_after' begin.
         power: exponent of 'power_cosine', >= 0.
         start, stop: guided steps, start <= s < stop (stop -1: the last one too); others use 1.
 
@@ -34,6 +40,7 @@ class Guidance:
 
     scale: float = 1.0
     kind: str = "constant"
+    begin: float = 1.0
     power: float = 1.0
     start: int = 0
     stop: int = -1
@@ -41,7 +48,7 @@ class Guidance:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"sampling.guidance.kind is {self.kind!r}; it must be one of {KINDS}")
-        for name, least in (("scale", 0), ("power", 0), ("start", 0), ("stop", -1)):
+        for name, least in (("scale", 0), ("begin", 0), ("power", 0), ("start", 0), ("stop", -1)):
             value = getattr(self, name)
             if not value >= least:
                 raise ValueError(f"sampling.guidance.{name} is {value}; it must be >= {least}")
@@ -64,9 +71,14 @@ class Guidance:
         if self.kind == "constant":
             scales = np.full(num_steps, self.scale)
         elif self.kind == "linear":
-            scales = 1 + (self.scale - 1) * ratio
-        elif self.kind == "linear_known":
-            scales = 1 + (self.scale - 1) * ((steps + 1) / num_steps if known is None else known)
+            scales = self.begin + (self.scale - self.begin) * ratio
+        elif self.kind in ("linear_known", "linear_before", "linear_after"):
+            known = (steps + 1) / num_steps if known is None else known
+            if self.kind == "linear_before":
+                known = np.concatenate([[0.0], known[:-1]])
+            elif self.kind == "linear_after":
+                known = np.concatenate([known[:-1], [1.0]])
+            scales = self.begin + (self.scale - self.begin) * known
         elif self.kind == "power_cosine":
             scales = 1 + (self.scale - 1) * (1 - np.cos(math.pi * below**self.power)) / 2
         elif self.kind == "linear_below":

@@ -53,8 +53,11 @@ def invert(
     check_keys(keys, batch_size)
     shape = (batch_size, *system.tokenizer.codes_shape)
     kept = check_kept(codes, jnp.ones(shape[:2], bool), shape)
+    length = system.schedule.length
+    if order is None and system.schedule.shuffled:  # the order in which noise alone is drawn from
+        order = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch_size, length))
     if order is not None:
-        order = check_order(order, batch_size, system.schedule.length)
+        order = check_order(order, batch_size, length)
     knobs, scales = by_step(system.schedule, knobs, guidance)
     for field, wrong in (
         ("temperature", knobs.temperature == 0),

@@ -1,9 +1,10 @@
 """The cached sampler: one jitted program draws all steps of a schedule, a second decodes the codes.
 
-Equal steps (raster) run in a `lax.scan`; ragged ones (next-scale) as a Python loop over static
-slices inside the same program. Labels, keys, knobs, guidance and what an edit keeps are traced, so
-none of them recompiles either; only another batch size does, and of the first switching guidance or
-editing on or off, or from keys to noise.
+Steps of one size (raster, groups) run in a `lax.scan`; ragged ones (next-scale) as a Python loop
+over static slices inside the same program, or, where they are many, padded in a few scans, see
+`Schedule.segments`. Labels, keys, knobs, guidance and what an edit keeps are traced, so none of
+them recompiles either; only another batch size does, and of the first switching guidance or editing
+on or off, or from keys to noise.
 """
 
 from __future__ import annotations
@@ -63,16 +64,17 @@ class CachedSampler:
             guidance: default none.
             noise: float32 [B, L, V] standard Gumbel noise in place of the keys', in the order of
                 the draws.
-            order: int32 [B, L], the cell of every draw; default the schedule's own order. Needs a
-                decoder with target-aware positions.
+            order: int32 [B, L], the cell of every draw. Default: of shuffled schedules a random
+                one for every key, of others, and without keys, the schedule's own. Needs a decoder
+                that takes orders.
             given, keep: codes [B, L] as images have them, and bool [B, L], which of them these
                 images are to have; see `ar_jax.sampling.kept`. A kept code is taken when its turn
                 comes, so that what is drawn later is drawn given it. A schedule of random orders
                 takes them first, unless an order or noise is given.
 
         Returns:
-            codes int32 [B, L] in the schedule's own order, images float32 [B, H, W, C] in [-1, 1],
-            and the order if one was given.
+            codes int32 [B, L] cell after cell, images float32 [B, H, W, C] in [-1, 1], and the
+            order of the draws unless it is cell after cell.
 
         Raises:
             ValueError: if neither keys nor noise are given for a temperature above 0, if keys,
@@ -90,17 +92,23 @@ class CachedSampler:
         if order is not None:
             order = check_order(order, batch_size, schedule.length)
         kept = check_kept(given, keep, (batch_size, *self.system.tokenizer.codes_shape))
-        if kept is not None and schedule.random and order is None and noise is None:
-            order = kept_first(jnp.arange(schedule.length)[None], kept.keep)
         knobs, scales = by_step(schedule, knobs, guidance)
         knobs.check_unused(("choice_temperature", "confidence"), "codes drawn in a fixed order")
         check_chance(keys, noise, knobs.temperature)
+        free = order is None and noise is None and schedule.random
+        if order is None and keys is not None and schedule.shuffled:
+            order = draw_order(keys, schedule.length)
+        if kept is not None and free:
+            own = jnp.arange(schedule.length)[None]
+            order = kept_first(own if order is None else order, kept.keep)
         keys = keys if noise is None else None  # one program, whoever gives both
         guided = bool(np.any(scales != 1.0))
         drawing = (cond, keys, knobs, jnp.asarray(scales), noise, order, kept)
         inputs = (self.system, self.params, *drawing)
         if not knobs.smooth:
             codes = draw_codes(*inputs, guided=guided)
+            if order is None and schedule.cells is not None:
+                order = own_order(schedule, batch_size)
             return Samples(codes=codes, images=self.decode(codes), order=order)
         if not self.system.tokenizer.quantizer.mixes:
             raise ValueError(
@@ -171,6 +179,19 @@ def check_order(order: Any, batch_size: int, length: int) -> Array:
             f"permutation of the cells 0 to {length - 1}"
         )
     return jnp.asarray(cells, jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def draw_order(keys: Array, length: int) -> Array:
+    """A random permutation int32 [B, L] for every key."""
+    rows = jnp.arange(length, dtype=jnp.int32)
+    return jax.vmap(lambda key: jax.random.permutation(jax.random.fold_in(key, length), rows))(keys)
+
+
+def own_order(schedule: Schedule, batch_size: int) -> Array:
+    """The cells [B, L] as the schedule goes through them."""
+    cells = range(schedule.length) if schedule.cells is None else schedule.cells
+    return jnp.broadcast_to(jnp.asarray(cells, jnp.int32), (batch_size, schedule.length))
 
 
 def image_keys(seed: int, first: int, count: int) -> Array:
@@ -248,19 +269,29 @@ def draw_steps(
     draws, under which the codes of ``kept`` are drawn; see `ar_jax.sampling.invert`.
     """
     schedule, batch_size = system.schedule, len(jax.tree.leaves(cond)[0])
+    starts = jnp.asarray(schedule.starts)
     if guided:
         null = system.backbone.conditioner.null(cond)
         cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
+    if order is None and keys is not None and schedule.shuffled:
+        order = draw_order(keys, schedule.length)
     orders = jnp.concatenate([order, order]) if guided and order is not None else order
-    kept = kept if kept is None or order is None else kept.taken(order)
+    places = own_order(schedule, batch_size) if order is None and schedule.cells else order
+    kept = kept if kept is None or places is None else kept.taken(places)
 
-    def step(index: Any, context: Array | None, carry: Any, cache: Cache) -> tuple:
+    def step(index: Any, segment: Any, context: Array | None, carry: Any, cache: Cache) -> tuple:
         """One step: (codes [B, n] or their noise, the tokenizer's carry, next context, cache)."""
         filters = knobs.at(index)
         if guided and context is not None:
             context = jnp.concatenate([context, context])
         hidden, cache = system.backbone.apply(
-            {"params": params["backbone"]}, context, cond, order=orders, step=index, cache=cache
+            {"params": params["backbone"]},
+            context,
+            cond,
+            order=orders,
+            step=index,
+            segment=segment,
+            cache=cache,
         )
         logits = system.head.apply({"params": params["head"]}, hidden)  # [B or 2B, n, V]
         if guided:
@@ -287,8 +318,11 @@ def draw_steps(
 
     def of_step(rows: Array, index: Any, count: int) -> Array:
         """[B, n, ...] of [B, L, ...] in the order of the draws."""
-        first = schedule.starts[index] if isinstance(index, int) else index * count
-        return jax.lax.dynamic_slice_in_dim(rows, first, count, axis=1)
+        if isinstance(index, int):
+            return rows[:, schedule.starts[index] : schedule.starts[index] + count]
+        # Behind the last code there may be padding.
+        behind = ((0, 0), (0, max(schedule.sizes) - 1), *((0, 0),) * (rows.ndim - 2))
+        return jax.lax.dynamic_slice_in_dim(jnp.pad(rows, behind), starts[index], count, axis=1)
 
     def step_noise(index: Any, logits: Array) -> Array:
         """Gumbel noise [B, n, V], zero without keys."""
@@ -302,29 +336,42 @@ def draw_steps(
 
     cache = system.backbone.init_cache(2 * batch_size if guided else batch_size)
     carry = system.tokenizer.apply({"params": params["tokenizer"]}, batch_size, method="begin")
-    scans = schedule.equal_steps and schedule.num_steps > 1
-    with jax.named_scope("prefill" if scans else "step_0"):  # for `ar_jax.compilation.phases`
-        first, carry, context, cache = step(0, None, carry, cache)
-    drawn = [first]
-    if scans:
+    scans = any(end - first > 1 for first, end in schedule.segments)
+    context: Any = None
+    parts: list[Array] = []
+    for segment in schedule.segments:
+        first, end = segment
+        if end - first == 1:
+            # The names are for `ar_jax.compilation.phases`.
+            with jax.named_scope("prefill" if scans and not first else f"step_{first}"):
+                codes, carry, context, cache = step(first, None, context, carry, cache)
+            parts.append(codes)
+            continue
+        sizes = schedule.sizes[first:end]
+        width = max(schedule.sizes[first - 1 : end])
 
-        def body(state: tuple, index: Array) -> tuple[tuple, Array]:
+        def body(state: tuple, index: Array, segment=segment, width=width) -> tuple[tuple, Array]:
             context, carry, cache = state
-            codes, carry, context, cache = step(index, context, carry, cache)
-            return (context, carry, cache), codes
+            codes, carry, context, cache = step(index, segment, context, carry, cache)
+            return (widened(context, width), carry, cache), codes
 
-        state = (context, carry, cache)
+        state = (widened(context, width), carry, cache)
         with jax.named_scope("decode"):
-            (_, carry, _), rest = jax.lax.scan(body, state, jnp.arange(1, schedule.num_steps))
-        # [S-1, B, n, ...] -> [B, L-n, ...]
-        drawn.append(jnp.moveaxis(rest, 0, 1).reshape(batch_size, -1, *rest.shape[3:]))
-    else:
-        for index in range(1, schedule.num_steps):
-            with jax.named_scope(f"step_{index}"):
-                codes, carry, context, cache = step(index, context, carry, cache)
-            drawn.append(codes)
-    made = jnp.concatenate(drawn, axis=1)
-    return made if inverted else to_cells(made, order), carry
+            (context, carry, cache), drawn = jax.lax.scan(body, state, jnp.arange(first, end))
+        drawn = jnp.moveaxis(drawn, 0, 1)  # [S', B, n, ...] -> [B, S', n, ...]
+        if len(set(sizes)) > 1:
+            real = np.arange(max(sizes))[None] < np.asarray(sizes)[:, None]
+            parts.append(drawn[(slice(None), *np.nonzero(real))])
+        else:
+            parts.append(drawn.reshape(batch_size, -1, *drawn.shape[3:]))
+        context = context[:, : sizes[-1]]
+    made = jnp.concatenate(parts, axis=1)
+    return made if inverted else to_cells(made, places), carry
+
+
+def widened(context: Array, width: int) -> Array:
+    """Codes [B, n] of a step, [B, width] with zeros behind them."""
+    return jnp.pad(context, ((0, 0), (0, width - context.shape[1])))
 
 
 def to_cells(codes: Array, order: Array | None) -> Array:

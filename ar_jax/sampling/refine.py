@@ -21,7 +21,7 @@ from ar_jax.api import Array, Cond, Params, Samples, System
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.kept import Kept, check_kept, kept_first
-from ar_jax.sampling.loop import check_keys
+from ar_jax.sampling.loop import check_keys, draw_order
 from ar_jax.schedules import Schedule
 
 MAX_GROUPS = 8
@@ -165,12 +165,6 @@ def draw_noise(system: System, keys: Array) -> RefineNoise:
         start=_row_noise(keys, ranks, 0, width),
         steps=jax.vmap(lambda n: _row_noise(keys, ranks, n + 1, width))(jnp.arange(count)),
     )
-
-
-def draw_order(keys: Array, length: int) -> Array:
-    """A random permutation int32 [B, L] for every key."""
-    rows = jnp.arange(length, dtype=jnp.int32)
-    return jax.vmap(lambda key: jax.random.permutation(jax.random.fold_in(key, length), rows))(keys)
 
 
 def _row_noise(keys: Array, ranks: Array, draw: Array | int, width: int) -> Array:

@@ -144,7 +144,10 @@ class OneGrid(SingleIndex, kw_only=True):
         return (self.grid,)
 
     def lookup(self: Any, codes: Array, steps: Array | int | None = None) -> Array:
-        """Features [B, h, w, C]; cells from position ``steps`` on, or unknown ones, are zero."""
+        """Features [B, h, w, C]; cells from position ``steps`` on are zero.
+
+        In place of steps it takes which cells are known, bool [B, L].
+        """
         chosen = self.code_vectors(codes)  # [B, L, C]
         if steps is not None:
             by_cell = jnp.ndim(steps) > 0

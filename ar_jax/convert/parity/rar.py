@@ -18,12 +18,18 @@ from ar_jax.build import build_schedule, build_system, build_tokenizer
 from ar_jax.convert import rar
 from ar_jax.convert.parity.case import Case
 from ar_jax.convert.parity.compare import Outputs, Section, with_model
-from ar_jax.convert.parity.readings import corner, find_key, nchw, norms, said
+from ar_jax.convert.parity.readings import (
+    corner,
+    find_key,
+    loss_and_gradient,
+    nchw,
+    norms,
+    said,
+)
 from ar_jax.convert.parity.stand_in import stand_in, stand_in_params
 from ar_jax.convert.parity.stepwise import stepwise_logits
 from ar_jax.convert.part import Part, empty_params
 from ar_jax.convert.places import official_tensor
-from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.orders import random_share
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
@@ -117,21 +123,7 @@ class Model:
     @functools.cached_property
     def loss_and_gradient(self) -> Any:
         """(cond, order) -> ((loss, metrics), gradient) of our objective; compiled once."""
-        objective = Likelihood(system=self.system, label_dropout=0.0)
-        trained = {name: self.params[name] for name in ("backbone", "head")}
-
-        @jax.jit
-        def run(trained: Any, cond: Cond, order: jax.Array) -> Any:
-            batch = {"codes": self.codes, "order": order, **cond}
-
-            def loss(params: Any) -> Any:
-                key = jax.random.key(0)
-                value, aux = objective.loss(params, {}, self.params, batch, key, False)
-                return value, aux.metrics
-
-            return jax.value_and_grad(loss, has_aux=True)(trained)
-
-        return functools.partial(run, trained)
+        return loss_and_gradient(self.system, self.params, self.codes)
 
 
 def tokenizer_part(case: Case, image_size: Any) -> Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from ar_jax.convert.parity.case import Case
 from ar_jax.convert.parity.stepwise import teacher_forced
 from ar_jax.convert.places import Places, official_tensor
 from ar_jax.nn.blocks import Block
+from ar_jax.objectives.likelihood import Likelihood
 
 
 def nchw(x: Any) -> np.ndarray:
@@ -99,6 +101,24 @@ def named_gradients(
     yield f"{prefix}{joint}names", np.array(known + missing)
     yield f"{prefix}{joint}norms", length
     yield f"{prefix}.total_norm", np.linalg.norm(length)
+
+
+def loss_and_gradient(system: System, params: Any, codes: jax.Array) -> Any:
+    """(cond, order or None) -> ((loss, metrics), gradient) of the likelihood; compiled once."""
+    objective = Likelihood(system=system, label_dropout=0.0)
+    trained = {name: params[name] for name in ("backbone", "head")}
+
+    @jax.jit
+    def run(trained: Any, cond: Any, order: jax.Array | None) -> Any:
+        batch = {"codes": codes, **cond} | ({} if order is None else {"order": order})
+
+        def loss(trained: Any) -> Any:
+            value, aux = objective.loss(trained, {}, params, batch, jax.random.key(0), False)
+            return value, aux.metrics
+
+        return jax.value_and_grad(loss, has_aux=True)(trained)
+
+    return functools.partial(run, trained)
 
 
 def block_states(

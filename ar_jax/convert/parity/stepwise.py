@@ -34,11 +34,17 @@ def stepwise_logits(
         order = None if order is None else jnp.concatenate([order, order])
     tokenizer = {"params": params["tokenizer"]}
 
-    def predict(step: Any, context: Any, cache: Any) -> Any:
+    def predict(step: Any, context: Any, cache: Any, segment: Any = None) -> Any:
         if scales is not None and context is not None:
             context = jnp.concatenate([context, context])
         hidden, cache = backbone.apply(
-            {"params": unstacked}, context, cond, order=order, step=step, cache=cache
+            {"params": unstacked},
+            context,
+            cond,
+            order=order,
+            step=step,
+            segment=segment,
+            cache=cache,
         )
         logits: Any = system.head.apply({"params": params["head"]}, hidden)
         if scales is not None:
@@ -56,7 +62,7 @@ def stepwise_logits(
 
         def body(carry: Any, step: jax.Array) -> Any:
             state, context, cache = carry
-            logits, cache = predict(step, context, cache)
+            logits, cache = predict(step, context, cache, (1, schedule.num_steps))
             size = schedule.sizes[0]
             drawn = jax.lax.dynamic_slice_in_dim(codes, step * size, size, axis=1)
             state, following = advance(state, step, drawn)
