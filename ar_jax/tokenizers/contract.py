@@ -147,7 +147,7 @@ class OneGrid(SingleIndex, kw_only=True):
         """
         chosen = self.code_vectors(codes)  # [B, L, C]
         if steps is not None and jnp.ndim(steps) == 2:
-            chosen = jnp.where(steps[..., None], chosen, 0.0)
+            chosen = jnp.where(jnp.asarray(steps)[..., None], chosen, 0.0)
         elif steps is not None:
             chosen = jnp.where(jnp.arange(codes.shape[1])[None, :, None] < steps, chosen, 0.0)
         return chosen.reshape(len(codes), *self.grid, chosen.shape[-1])
