@@ -32,6 +32,7 @@ SYSTEMS = {
     "rar": "tokenizer_vq",
     "randar": "tokenizer_vq",
     "arpg": "tokenizer_vq",
+    "par": "tokenizer_vq_fine",
     "mar": "tokenizer_kl",
     "maskgit": "tokenizer_vq",
 }

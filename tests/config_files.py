@@ -39,6 +39,7 @@ from ar_jax.objectives.masked import Masked
 from ar_jax.objectives.masked_codes import MaskedCodes
 from ar_jax.objectives.perceptual import frozen_shapes
 from ar_jax.objectives.tokenizer import TokenizerObjective
+from ar_jax.parallel.rules import path_name
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.tokenizers.autoencoder import Autoencoder
@@ -122,6 +123,11 @@ CASES = [Case(file, argument) for file in FILES for argument in arguments(load(f
 def parameters(case: Case) -> Any:
     """ShapeDtypeStructs of what a run of ``case`` trains."""
     return jax.eval_shape(build_objective(case.config).init, jax.random.key(0))
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """'a/b/c' -> leaf."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 class Recorder(Mapping[str, Any]):

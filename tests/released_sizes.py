@@ -15,6 +15,7 @@ KEYS = {
     "rar": "each",
     "randar": "each",
     "arpg": "each",
+    "par": "each",
     "mar": "counts",
     "infinity": "counts",
 }
@@ -24,6 +25,7 @@ CASES = {
     "rar": ("rar/tiny",),
     "randar": ("randar/tiny",),
     "arpg": ("arpg/tiny",),
+    "par": ("par/tiny",),
     "mar": ("mar/tiny",),
     "infinity": ("infinity/tiny",),
 }
@@ -79,6 +81,10 @@ RELEASES = (
     Release("arpg", "ARPG-L", 319_845_376, 198),
     Release("arpg", "ARPG-XL", 718_997_760, 294),
     Release("arpg", "ARPG-XXL", 1_302_449_664, 390),
+    Release("par", "PAR-XL-4x", 774_703_360, 257),
+    Release("par", "PAR-XXL-4x", 1_410_977_280, 341),
+    Release("par", "PAR-3B-4x", 3_096_668_800, 173),
+    Release("par", "PAR-3B-16x", 3_096_707_200, 173),
     Release("mar", "KL-16", 66_456_019, 312),
     Release("mar", "base", 207_924_768, 364),
     Release("mar", "large", 478_326_304, 476),

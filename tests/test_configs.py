@@ -9,18 +9,25 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
 from ar_jax.build import build_objective, check_trained_tokenizer, trains_tokenizer
-from ar_jax.convert import rar
 from ar_jax.parallel.mesh import make_mesh
-from ar_jax.parallel.rules import RULES, check_coverage, find_rule, path_name, shardings
+from ar_jax.parallel.rules import RULES, check_coverage, find_rule, shardings
 from ar_jax.train.fields import EmaFields, TrainFields, read_settings
-from tests.config_files import CASES, FILES, ROOT, Case, arguments, load, parameters, unread_fields
+from tests.config_files import (
+    CASES,
+    FILES,
+    ROOT,
+    Case,
+    arguments,
+    load,
+    named,
+    parameters,
+    unread_fields,
+)
 
 IMAGENET = "configs/imagenet256/"
 FASHION = "configs/fashion_mnist/"
@@ -46,6 +53,10 @@ COUNTS = {
     ("arpg.py", "L"): 319_845_376,
     ("arpg.py", "XL"): 718_997_760,
     ("arpg.py", "XXL"): 1_302_449_664,
+    ("par.py", "XL"): 774_703_360,
+    ("par.py", "XXL"): 1_410_977_280,
+    ("par.py", "3B"): 3_096_668_800,
+    ("par.py", "3B_16x"): 3_096_707_200,
     ("tokenizer_maskgit.py", ""): 54_515_587,
     ("maskgit.py", ""): 173_243_392,
     ("mar.py", "base"): 207_924_768,
@@ -82,7 +93,7 @@ TOKENS = {"var.py": 680, "llamagen.py": 256, "tokenizer_multiscale.py": 680}
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 # Sizes of a published model differ in numbers, not in what reads their fields: one of each file,
 # and the others in the slow run.
-FIRST_SIZES = ("var:d16", "llamagen:B", "rar:b", "randar:L", "arpg:L", "mar:base")
+FIRST_SIZES = ("var:d16", "llamagen:B", "rar:b", "randar:L", "arpg:L", "par:XL", "mar:base")
 every_file = pytest.mark.parametrize("file", FILES)
 
 
@@ -93,20 +104,17 @@ def is_another_size(case: Case) -> bool:
     return name != str(case) and name.split(":")[0] in families and name not in FIRST_SIZES
 
 
-def named(tree: Any) -> dict[str, Any]:
-    """'a/b/c' -> leaf."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 def count(tree: Any, pattern: str = "") -> int:
     return sum(leaf.size for name, leaf in named(tree).items() if re.search(pattern, name))
 
 
 def test_all_files_are_here():
     names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py", "rar.py"}
-    names |= {"tokenizer_kl.py", "mar.py", "maskgit.py", "randar.py", "arpg.py"}
+    names |= {"tokenizer_kl.py", "mar.py", "maskgit.py", "randar.py", "arpg.py", "par.py"}
     assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
-    names |= {f"tokenizer_{quantiser}.py" for quantiser in ("fsq", "lfq", "bsq", "bitwise")}
+    names |= {
+        f"tokenizer_{quantiser}.py" for quantiser in ("fsq", "lfq", "bsq", "bitwise", "vq_fine")
+    }
     assert all(arguments(load(FASHION + name)) == ("", "demo", "smoke") for name in names)
     official = {(IMAGENET + file, argument) for file, argument in COUNTS}
     assert official == {(c.file, c.argument) for c in CASES if c.file.startswith(IMAGENET)}
@@ -248,6 +256,8 @@ def test_generators_name_the_tokenizers_that_are_here(case):
     name = files[config.tokenizer.name]
     if config.tokenizer.autoencoder.get("name") == "pooled":
         name = "tokenizer_maskgit.py"
+    elif config.tokenizer.autoencoder.get("patch") == 2:
+        name = "tokenizer_vq_fine.py"
     file = str(Path(case.file).with_name(name))
     argument = case.argument if case.argument in arguments(load(file)) else ""
     trained = Case(file, argument).config
@@ -294,102 +304,3 @@ def test_parameters_divide_among_eight_devices(case):
         placed = named(shardings(parameters(case), make_mesh(**sizes)))
         split = [name for name, sharding in placed.items() if not sharding.is_fully_replicated]
         assert bool(split) == (sizes.get("fsdp", 1) != 1)
-
-
-# Iterations an epoch, epochs, first and highest learning rate, the last one, weight decay's end.
-VAR_RECIPES = {
-    "d16": (1669, 200, 1.5e-6, 3e-4, 3e-5, 0.05),
-    "d20": (1669, 250, 1.5e-6, 3e-4, 3e-5, 0.05),
-    "d24": (1669, 350, 1.2e-6, 2.4e-4, 2.4e-6, 0.05),
-    "d30": (1252, 350, 1.6e-6, 3.2e-4, 3.2e-6, 0.08),
-}
-
-
-@pytest.mark.parametrize("size", VAR_RECIPES)
-def test_var_recipe(size):
-    case = Case(IMAGENET + "var.py", size)
-    config, (iterations, epochs, *rates, decay) = case.config, VAR_RECIPES[size]
-    images = 1_281_167
-    assert iterations == -(-images // config.train.batch_size)
-    steps, warmup = config.train.steps, epochs // 50 * iterations
-    assert (steps, config.optimizer.warmup_steps) == (epochs * iterations, warmup)
-    optimizer = read_settings(config).optimizer
-    hold = warmup + int(0.049 * (steps - 1 - warmup))
-    points = [optimizer.learning_rate(step) for step in (0, warmup, hold, steps - 1)]
-    np.testing.assert_allclose(points, [rates[0], rates[1], rates[1], rates[2]], rtol=1e-6)
-    assert float(optimizer.learning_rate(hold + steps // 100)) < 0.995 * rates[1]
-    np.testing.assert_allclose(optimizer.weight_decay(0), 0.05, rtol=1e-6)
-    np.testing.assert_allclose(optimizer.weight_decay(steps - 1), decay, rtol=1e-6)
-    drop_path = {"d16": 0.066667, "d20": 0.083333, "d24": 0.1, "d30": 0.125}[size]
-    assert config.backbone.drop_path == pytest.approx(drop_path, abs=1e-6)
-    # As checked on the official models: these have weight decay, everything else has none.
-    block = "backbone/stack/blocks"
-    decayed = {f"{block}/attention/{name}/kernel" for name in ("query", "key", "value", "out")}
-    decayed |= {f"{block}/mlp/{name}/kernel" for name in ("up", "down")}
-    decayed |= {f"{block}/modulation/kernel", "backbone/final_modulation/kernel", "head/kernel"}
-    decayed |= {"backbone/token_embed/kernel", "backbone/condition/class_embed/embedding"}
-    tree = named(parameters(case))
-    assert {name for name, leaf in tree.items() if optimizer.decays(name, leaf.shape)} == decayed
-
-
-@pytest.mark.parametrize("size", ["b", "l", "xl", "xxl"])
-def test_rar_recipe(size):
-    config = Case(IMAGENET + "rar.py", size).config
-    optimizer = read_settings(config).optimizer
-    steps, warmup = config.train.steps, 62_500
-    assert config.train.batch_size * steps == 512_000_000
-    points = [optimizer.learning_rate(step) for step in (warmup // 2, warmup, steps - 1)]
-    np.testing.assert_allclose(points, [2e-4, 4e-4, 1e-5], rtol=1e-5)
-    assert float(optimizer.weight_decay(0)) == np.float32(0.03)
-    # The official rule: tensors of two dimensions and more whose name has none of these in it.
-    part = rar.generator_part(config.to_dict())
-    tree = named(parameters(Case(IMAGENET + "rar.py", size)))
-    spared = re.compile("ln|bias|latent_tokens|mask_token|embedding|norm|gamma|embed")
-    for key, place in part.places.items():
-        decays = not spared.search(key)
-        for path in place.paths:
-            assert optimizer.decays(path, tree[path].shape) == decays, (key, path)
-
-
-@pytest.mark.parametrize("size", ["L", "L_maskgit", "XL"])
-def test_randar_recipe(size):
-    case = Case(IMAGENET + "randar.py", size)
-    optimizer = read_settings(case.config).optimizer
-    steps = case.config.train.steps
-    points = [optimizer.learning_rate(step) for step in (25_000, 50_000, steps - 1)]
-    np.testing.assert_allclose(points, [2e-4, 4e-4, 2e-5], rtol=1e-5)
-    decayed_but_norms(case, optimizer)
-
-
-@pytest.mark.parametrize("size", ["L", "XL", "XXL"])
-def test_arpg_recipe(size):
-    case = Case(IMAGENET + "arpg.py", size)
-    optimizer = read_settings(case.config).optimizer
-    steps, warmup = case.config.train.steps, 125_100
-    assert steps == 400 * (1_281_167 // case.config.train.batch_size)
-    points = [optimizer.learning_rate(step) for step in (warmup // 2, warmup, steps - 1)]
-    np.testing.assert_allclose(points, [2e-4, 4e-4, 1e-5], rtol=1e-5)
-    decayed_but_norms(case, optimizer)
-
-
-def decayed_but_norms(case: Case, optimizer: Any) -> None:
-    """Officially what has two dimensions: all but the norms' scales. The feed-forward's width."""
-    tree = named(parameters(case))
-    kept = {name for name, leaf in tree.items() if not optimizer.decays(name, leaf.shape)}
-    assert kept == {name for name in tree if "norm" in name}
-    assert float(optimizer.weight_decay(0)) == np.float32(0.05)
-    # The official rounding: two thirds of four widths, up to a multiple of 256.
-    width = case.config.backbone.width
-    assert case.config.backbone.mlp_hidden == -(-int(8 * width / 3) // 256) * 256
-
-
-@pytest.mark.parametrize("size", ["B", "L", "XL", "XXL", "3B"])
-def test_llamagen_recipe(size):
-    case = Case(IMAGENET + "llamagen.py", size)
-    config = case.config
-    assert config.train.steps == 300 * (1_281_167 // config.train.batch_size)
-    optimizer = read_settings(config).optimizer
-    for step in (0, 1, config.train.steps - 1):
-        assert float(optimizer.learning_rate(step)) == np.float32(1e-4)
-        assert float(optimizer.weight_decay(step)) == np.float32(0.05)
-    decayed_but_norms(case, optimizer)

@@ -90,5 +90,5 @@ def test_programs_are_lowered_for_a_topology(name, monkeypatch):
     monkeypatch.setattr(ahead, "compile_for", lower_only)
     monkeypatch.setattr(ahead, "report", lambda *arguments: {"flops": arguments[4]})
     config = smoke_config(name, attention="xla")
-    flops = ahead.compile_train_step(config, "v5e:2x2", 8)["flops"]
-    assert flops > ahead.compile_sampler(config, "v5e:2x2", 8)["flops"] > 0
+    flops = ahead.compile_train_step(config, "v5e:2x2", batch_size=8)["flops"]
+    assert flops > ahead.compile_sampler(config, "v5e:2x2", batch_size=8)["flops"] > 0

@@ -208,8 +208,8 @@ def test_padded_scans_draw_what_single_steps_do(name, monkeypatch):
     assert len(schedule.segments) == 3
     assert all(len(set(schedule.sizes[slice(*s)])) > 1 for s in schedule.segments[1:])
     order = some_orders(system, batch)
-    noise = np.random.default_rng(0).gumbel(size=(batch, 16, system.head.vocab_size))
-    noise = jnp.asarray(noise, jnp.float32)
+    drawn_noise = np.random.default_rng(0).gumbel(size=(batch, 16, system.head.vocab_size))
+    noise = jnp.asarray(drawn_noise, jnp.float32)
     sampler = CachedSampler.create(system, params)
     guidance = Guidance(scale=2.0, kind="linear_before")
     drawn = sampler(toy_labels(batch), noise=noise, guidance=guidance, order=order).codes
@@ -231,7 +231,7 @@ def test_every_image_is_drawn_in_an_order_of_its_own(name):
     order = np.asarray(drawn.order)
     np.testing.assert_array_equal(np.sort(order), np.arange(16)[None].repeat(3, 0))
     assert len(np.unique(order, axis=0)) == 3
-    again = sampler(toy_labels(3), keys, order=order)
+    again = sampler(toy_labels(3), keys, order=drawn.order)
     np.testing.assert_array_equal(again.codes, drawn.codes)
     # An image depends on its own key and class alone.
     cond = {"label": jnp.roll(toy_labels(3)["label"], 1)}

@@ -115,10 +115,11 @@ class InstructedDecoder(OrderedDecoder, kw_only=True):
         else:
             first, count = self.call_rows(step, segment)
             size, _ = largest(self.schedule, step, segment)
+            offset: Array | int = 1
             if is_first(step):
                 rope = rotations[:, :size]
                 x = jnp.concatenate([label, instructions(vector, rope, self.heads, len(label))], 1)
-                rope, offset = jnp.concatenate([none, rope], axis=1), 1
+                rope = jnp.concatenate([none, rope], axis=1)
             else:
                 start, _, before = step_codes(self.schedule, step, segment)
                 place = jnp.arange(count)

@@ -136,8 +136,9 @@ class TwoPassDecoder(OrderedDecoder, kw_only=True):
             size, _ = largest(self.schedule, step, segment)
             start, _, before = step_codes(self.schedule, step, segment)
             asked = jnp.take(rotations, start + jnp.arange(size), axis=1, mode="clip")
+            last: Array | int = 1
             if is_first(step):
-                rope, last = none, 1
+                rope = none
             else:
                 first, last = 1 + start - before, 1 + start
                 held = first - 1 + jnp.arange(x.shape[1])
@@ -160,10 +161,8 @@ class TwoPassDecoder(OrderedDecoder, kw_only=True):
         memory = shared(normed, rope)
         if own is not None:
             assert caches is not None
-            written = tuple(
-                write(rows, new, first) for rows, new in zip(own[-1], memory, strict=True)
-            )
-            memory = tuple(rows[:, :end] for rows in written)
+            written = write(own[-1][0], memory[0], first), write(own[-1][1], memory[1], first)
+            memory = written[0][:, :end], written[1][:, :end]
             caches = (*caches, written)
             cache = Cache(k=tuple(c[0] for c in caches), v=tuple(c[1] for c in caches))
         query = embed(jnp.full((batch, asked.shape[1]), self.vocab_size)).astype(self.dtype)

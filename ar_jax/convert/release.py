@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ar_jax.convert import arpg, infinity, llamagen, mar, randar, rar, var
+from ar_jax.convert import arpg, infinity, llamagen, mar, par, randar, rar, var
 from ar_jax.convert.part import Part
 from ar_jax.convert.places import Shape, Tensors
 
@@ -60,6 +60,7 @@ FAMILIES: dict[str, Family] = {
     "rar": rar,
     "randar": randar,
     "arpg": arpg,
+    "par": par,
     "infinity": infinity,
 }
 
