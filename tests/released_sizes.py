@@ -1,4 +1,4 @@
-"""The released sizes, as the official classes count them, and the README's table of them.
+"""The released sizes, as the official classes count them, and ar_jax/convert/README.md's table.
 
 python -m tests.released_sizes      prints the table
 """

@@ -1,4 +1,4 @@
-"""What the README says of the releases is what the tests check."""
+"""What the page on official weights says of the releases is what the tests check."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ar_jax.convert.release import choose
 from tests.converted_cases import GOLDEN
 from tests.released_sizes import CASES, table
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "ar_jax" / "convert" / "README.md"
 
 
-def test_the_readme_has_the_table():
+def test_the_page_has_the_table():
     wanted = table()
-    found = README.read_text(encoding="utf-8")
-    assert wanted in found, "python -m tests.released_sizes prints the table for the README"
+    found = PAGE.read_text(encoding="utf-8")
+    assert wanted in found, "python -m tests.released_sizes prints the table for that page"
 
 
 def test_every_golden_case_is_in_the_table():

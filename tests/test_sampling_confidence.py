@@ -130,7 +130,7 @@ def test_images_as_they_form(sampler, drawn):
 
 def test_the_program_is_given_to_benchmarks(sampler):
     lower, arguments = sampler.program({"label": LABELS}, KEYS, guidance=GUIDANCE)
-    assert jax.tree.leaves(lower().out_info)[0].shape == (8, 3, LENGTH) and len(arguments) == 9
+    assert jax.tree.leaves(lower().out_info)[0].shape == (8, 3, LENGTH) and len(arguments) == 8
 
 
 def test_what_does_not_fit_is_refused(sampler):
