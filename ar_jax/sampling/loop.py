@@ -245,6 +245,8 @@ def draw_steps(
     if order is None and keys is not None and schedule.shuffled:
         order = draw_order(keys, schedule.length)
     orders = jnp.concatenate([order, order]) if guided and order is not None else order
+    if noise is not None:  # behind the last code a segment may have padding
+        noise = jnp.pad(noise, ((0, 0), (0, max(schedule.sizes) - 1), (0, 0)))
 
     def step(index: Any, segment: Any, context: Array | None, carry: Any, cache: Cache) -> tuple:
         """One step: (codes [B, n], the tokenizer's carry, next context, cache)."""
@@ -279,9 +281,7 @@ def draw_steps(
     def step_noise(index: Any, logits: Array) -> Array:
         """Gumbel noise [B, n, V], zero without keys."""
         if noise is not None:
-            # Behind the last code there may be padding.
-            padded = jnp.pad(noise, ((0, 0), (0, max(schedule.sizes) - 1), (0, 0)))
-            return jax.lax.dynamic_slice_in_dim(padded, starts[index], logits.shape[1], axis=1)
+            return jax.lax.dynamic_slice_in_dim(noise, starts[index], logits.shape[1], axis=1)
         if keys is None:
             return jnp.zeros_like(logits)
         return jax.vmap(
