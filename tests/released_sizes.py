@@ -6,6 +6,8 @@ python -m tests.released_sizes      prints the table
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 # Of each family: whether every key and shape of a size is recorded ('each') or how many there are,
 # and the golden cases whose arrays are held against the official code and whose files come back.
@@ -100,6 +102,15 @@ RELEASES = (
 def sizes_of(family: str) -> dict[str, Release]:
     """Size -> release of a family."""
     return {release.size: release for release in RELEASES if release.family == family}
+
+
+def released_shapes(family: str) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Size -> official key -> shape, of a family whose every key is recorded."""
+    path = Path(__file__).parent / "golden" / family / "release_keys.json"
+    return {
+        name: {key: tuple(shape) for key, shape in tensors.items()}
+        for name, tensors in json.loads(path.read_text()).items()
+    }
 
 
 def table() -> str:

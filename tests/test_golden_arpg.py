@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ar_jax.convert.part import empty_params, release_shapes, to_params, to_tens
 from tests.config_files import load
 from tests.golden_lines import check, part_of
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.released_sizes import sizes_of
+from tests.released_sizes import released_shapes, sizes_of
 
 GOLDEN = Path(__file__).parent / "golden" / "arpg"
 RELEASES = {"ARPG-L": "L", "ARPG-XL": "XL", "ARPG-XXL": "XXL"}
@@ -32,11 +31,7 @@ def tiny() -> Case:
 
 @pytest.fixture(scope="module")
 def released() -> dict[str, dict[str, tuple[int, ...]]]:
-    stored = json.loads((GOLDEN / "release_keys.json").read_text())
-    return {
-        name: {key: tuple(shape) for key, shape in tensors.items()}
-        for name, tensors in stored.items()
-    }
+    return released_shapes("arpg")
 
 
 def test_parity(tiny):

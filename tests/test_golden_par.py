@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from ar_jax.convert.part import empty_params, release_shapes, to_params, to_tens
 from tests.config_files import load
 from tests.golden_lines import check, part_of
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.released_sizes import sizes_of
+from tests.released_sizes import released_shapes, sizes_of
 
 GOLDEN = Path(__file__).parent / "golden" / "par"
 RELEASES = {"PAR-XL-4x": "XL", "PAR-XXL-4x": "XXL", "PAR-3B-4x": "3B", "PAR-3B-16x": "3B_16x"}
@@ -31,11 +30,7 @@ def tiny() -> Case:
 
 @pytest.fixture(scope="module")
 def released() -> dict[str, dict[str, tuple[int, ...]]]:
-    stored = json.loads((GOLDEN / "release_keys.json").read_text())
-    return {
-        name: {key: tuple(shape) for key, shape in tensors.items()}
-        for name, tensors in stored.items()
-    }
+    return released_shapes("par")
 
 
 def test_parity(tiny):

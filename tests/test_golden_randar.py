@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ar_jax.convert.part import empty_params, release_shapes
 from tests.config_files import load
 from tests.golden_lines import check, part_of
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.released_sizes import sizes_of
+from tests.released_sizes import released_shapes, sizes_of
 
 GOLDEN = Path(__file__).parent / "golden"
 RELEASES = {"L llamagen": "L", "L maskgit": "L_maskgit", "XL llamagen": "XL"}
@@ -35,11 +34,7 @@ def tiny() -> Case:
 
 @pytest.fixture(scope="module")
 def released() -> dict[str, dict[str, tuple[int, ...]]]:
-    stored = json.loads((GOLDEN / "randar" / "release_keys.json").read_text())
-    return {
-        name: {key: tuple(shape) for key, shape in tensors.items()}
-        for name, tensors in stored.items()
-    }
+    return released_shapes("randar")
 
 
 def test_parity(tiny):

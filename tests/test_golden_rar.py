@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ar_jax.evaluation.samples import sample_workdir
 from tests.config_files import load
 from tests.golden_lines import check, part_of
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.released_sizes import sizes_of
+from tests.released_sizes import released_shapes, sizes_of
 
 GOLDEN = Path(__file__).parent / "golden" / "rar"
 RELEASES = {"RAR-B": "b", "RAR-L": "l", "RAR-XL": "xl", "RAR-XXL": "xxl"}
@@ -40,11 +39,7 @@ def case(request) -> Case:
 
 @pytest.fixture(scope="module")
 def released() -> dict[str, dict[str, tuple[int, ...]]]:
-    stored = json.loads((GOLDEN / "release_keys.json").read_text())
-    return {
-        name: {key: tuple(shape) for key, shape in tensors.items()}
-        for name, tensors in stored.items()
-    }
+    return released_shapes("rar")
 
 
 def test_parity(case):

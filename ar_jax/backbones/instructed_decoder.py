@@ -19,7 +19,6 @@ from ar_jax.api import Cache, Cond
 from ar_jax.backbones.conditions import ClassCondition
 from ar_jax.backbones.ordered import OrderedDecoder
 from ar_jax.backbones.step_rows import Segment, is_first, largest, rooms, step_codes
-from ar_jax.nn.blocks import unstack
 from ar_jax.nn.positions import rotate
 
 Array = jax.Array
@@ -39,9 +38,9 @@ class InstructedDecoder(OrderedDecoder, kw_only=True):
         return 2 * self.schedule.length
 
     @property
-    def row_steps(self) -> tuple[int, ...]:
-        """Of all rows: each sees those before it."""
-        return tuple(range(self.rows))
+    def stacks(self) -> dict[str, int]:
+        """Name -> depth."""
+        return {"stack": self.depth}
 
     def init_cache(self, batch_size: int) -> Cache:
         """Room for all rows, and for what a padded step writes behind its own."""
@@ -57,13 +56,6 @@ class InstructedDecoder(OrderedDecoder, kw_only=True):
             return 0, 1 + size
         first, _, count = step_codes(self.schedule, step, segment)
         return 2 * (first - count) + 2, 2 * before - 1 + size
-
-    @nn.nowrap
-    def for_sampling(self, params: dict) -> tuple[InstructedDecoder, dict]:
-        """This decoder unrolled, with its parameters unstacked: what samplers run."""
-        if not self.scan:
-            return self, params
-        return self.clone(scan=False), params | {"stack": unstack(params["stack"], self.depth)}
 
     @nn.compact
     def __call__(
@@ -135,7 +127,7 @@ class InstructedDecoder(OrderedDecoder, kw_only=True):
             assert cache is not None
             keys = jnp.arange(cache.k[0].shape[1])[:visible]
             mask = (keys[None] <= (first + jnp.arange(count))[:, None])[None, None]
-        x, caches = self.blocks("stack", self.depth, self.row_steps)(
+        x, caches = self.blocks("stack", self.row_steps)(
             x.astype(self.dtype),
             None,
             rope,

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from ar_jax.api import Cache
 from ar_jax.backbones.conditions import ClassCondition
-from ar_jax.nn.blocks import Stack
+from ar_jax.nn.blocks import Stack, unstack
 from ar_jax.nn.layers import RMSNorm
 from ar_jax.nn.positions import rope_2d
 from ar_jax.schedules import Schedule
@@ -60,6 +60,29 @@ class OrderedDecoder(nn.Module, kw_only=True):
     context = "codes"
     condition = "class"
 
+    @property
+    def rows(self) -> int:
+        """T, all rows of the sequence."""
+        raise NotImplementedError
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        """Name of every stack of blocks -> its depth."""
+        raise NotImplementedError
+
+    @property
+    def row_steps(self) -> tuple[int, ...]:
+        """Of all rows: each sees those before it."""
+        return tuple(range(self.rows))
+
+    @nn.nowrap
+    def for_sampling(self, params: dict) -> tuple[OrderedDecoder, dict]:
+        """This decoder unrolled, with its parameters unstacked: what samplers run."""
+        if not self.scan:
+            return self, params
+        unstacked = {name: unstack(params[name], depth) for name, depth in self.stacks.items()}
+        return self.clone(scan=False), params | unstacked
+
     def conditioner_from(self, row: int | None) -> ClassCondition:
         """Of classes in a table of its own, or from a row of the codes' table on."""
         return ClassCondition(
@@ -78,8 +101,10 @@ class OrderedDecoder(nn.Module, kw_only=True):
         axes = ("batch", None, "heads", None)
 
         def empty() -> tuple[Array, ...]:
-            zeros = (jnp.zeros(shape, self.dtype) for _ in range(layers))
-            return tuple(nn.with_logical_constraint(rows, axes) for rows in zeros)
+            return tuple(
+                nn.with_logical_constraint(jnp.zeros(shape, self.dtype), axes)
+                for _ in range(layers)
+            )
 
         return Cache(k=empty(), v=empty())
 
@@ -93,7 +118,7 @@ class OrderedDecoder(nn.Module, kw_only=True):
             return jnp.asarray(table if own is None else table[list(own)])[None]
         return jnp.asarray(table)[order]
 
-    def blocks(self, name: str, depth: int, row_steps: tuple[int, ...] | None) -> Stack:
+    def blocks(self, name: str, row_steps: tuple[int, ...] | None) -> Stack:
         """A stack of blocks, of which ``row_steps`` say what sees what without a cache."""
         fields: dict[str, Any] = dict(
             heads=self.heads,
@@ -121,7 +146,7 @@ class OrderedDecoder(nn.Module, kw_only=True):
             dtype=self.dtype,
         )
         return Stack(
-            depth=depth,
+            depth=self.stacks[name],
             block=tuple(fields.items()),
             scan=self.scan,
             remat=self.remat,

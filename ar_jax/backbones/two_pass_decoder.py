@@ -18,7 +18,7 @@ from ar_jax.api import Cache, Cond
 from ar_jax.backbones.conditions import ClassCondition
 from ar_jax.backbones.ordered import OrderedDecoder
 from ar_jax.backbones.step_rows import Segment, is_first, largest, rooms, step_codes
-from ar_jax.nn.blocks import unstack, write
+from ar_jax.nn.blocks import write
 from ar_jax.nn.positions import rotate
 
 Array = jax.Array
@@ -68,9 +68,9 @@ class TwoPassDecoder(OrderedDecoder, kw_only=True):
         return self.schedule.length
 
     @property
-    def row_steps(self) -> tuple[int, ...]:
-        """Of all rows: each sees those before it."""
-        return tuple(range(self.rows))
+    def stacks(self) -> dict[str, int]:
+        """Name -> depth."""
+        return {"stack": self.depth // 2, "query_stack": self.depth // 2}
 
     def init_cache(self, batch_size: int) -> Cache:
         """Of the first half's layers and, the last, of what the second half shares.
@@ -79,15 +79,6 @@ class TwoPassDecoder(OrderedDecoder, kw_only=True):
         """
         ends = [1 + first + before for first, _, before in rooms(self.schedule)]
         return self.empty_cache(batch_size, max(self.rows, *ends, 0), self.depth // 2 + 1)
-
-    @nn.nowrap
-    def for_sampling(self, params: dict) -> tuple[TwoPassDecoder, dict]:
-        """This decoder unrolled, with its parameters unstacked: what samplers run."""
-        if not self.scan:
-            return self, params
-        half = self.depth // 2
-        stacks = {name: unstack(params[name], half) for name in ("stack", "query_stack")}
-        return self.clone(scan=False), params | stacks
 
     @nn.compact
     def __call__(
@@ -151,7 +142,7 @@ class TwoPassDecoder(OrderedDecoder, kw_only=True):
             if self.group_attention == "causal":
                 mask = (keys[None] <= (first + jnp.arange(x.shape[1]))[:, None])[None, None]
         own = None if cache is None else tuple(zip(cache.k, cache.v, strict=True))
-        x, caches = self.blocks("stack", self.depth // 2, self.row_steps)(
+        x, caches = self.blocks("stack", self.row_steps)(
             x, None, rope, mask, None if own is None else own[:-1], first, end, train
         )
         normed = self.norm("memory_norm")(x).astype(self.dtype)
@@ -166,7 +157,7 @@ class TwoPassDecoder(OrderedDecoder, kw_only=True):
             caches = (*caches, written)
             cache = Cache(k=tuple(c[0] for c in caches), v=tuple(c[1] for c in caches))
         query = embed(jnp.full((batch, asked.shape[1]), self.vocab_size)).astype(self.dtype)
-        query, _ = self.blocks(
-            "query_stack", self.depth // 2, self.row_steps if step is None else None
-        )(query, None, asked, seen, None, 0, None, train, memory)
+        query, _ = self.blocks("query_stack", self.row_steps if step is None else None)(
+            query, None, asked, seen, None, 0, None, train, memory
+        )
         return self.norm("final_norm")(query), cache

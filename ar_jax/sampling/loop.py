@@ -279,6 +279,13 @@ def draw_steps(
     places = own_order(schedule, batch_size) if order is None and schedule.cells else order
     kept = kept if kept is None or places is None else kept.taken(places)
 
+    def padded(rows: Array) -> Array:
+        """[B, L, ...] with room behind the last code for what a segment may have as padding."""
+        behind = ((0, 0), (0, max(schedule.sizes) - 1), *((0, 0),) * (rows.ndim - 2))
+        return jnp.pad(rows, behind)
+
+    noise, kept = jax.tree.map(padded, (noise, kept))
+
     def step(index: Any, segment: Any, context: Array | None, carry: Any, cache: Cache) -> tuple:
         """One step: (codes [B, n] or their noise, the tokenizer's carry, next context, cache)."""
         filters = knobs.at(index)
@@ -320,9 +327,7 @@ def draw_steps(
         """[B, n, ...] of [B, L, ...] in the order of the draws."""
         if isinstance(index, int):
             return rows[:, schedule.starts[index] : schedule.starts[index] + count]
-        # Behind the last code there may be padding.
-        behind = ((0, 0), (0, max(schedule.sizes) - 1), *((0, 0),) * (rows.ndim - 2))
-        return jax.lax.dynamic_slice_in_dim(jnp.pad(rows, behind), starts[index], count, axis=1)
+        return jax.lax.dynamic_slice_in_dim(rows, starts[index], count, axis=1)
 
     def step_noise(index: Any, logits: Array) -> Array:
         """Gumbel noise [B, n, V], zero without keys."""
