@@ -185,11 +185,12 @@ class Decoder(nn.Module, kw_only=True):
             order: int32 [B, L], the grid cell of every code of the sequence; None is the
                 schedule's own order. The context is in the same order.
             step: None for all steps at once; else this step only, reading and extending ``cache``.
-                A traced step needs equal step sizes.
+                A traced step needs equal step sizes. A longer context goes on into as many
+                steps after it, which see what is fed of those before them.
             train: dropout and stochastic depth on; needs rngs 'dropout' and 'drop_path'.
 
         Returns:
-            float32 [B, L, D] without step, [B, n_s, D] with.
+            float32 [B, L, D] without step, [B, n_s, D] with (of a longer context as many rows).
         """
         embed = self._token_embed()
         conditioner = self.conditioner.copy(parent=self, name="condition")
@@ -200,7 +201,7 @@ class Decoder(nn.Module, kw_only=True):
                 prefix[:, -1:], (prefix.shape[0], self.prefix_rows, self.width)
             )
         vector = prefix[:, -1:]  # [B, 1, D], before positions are added
-        first_row, count = self._row_range(step)
+        first_row, count = self._row_range(step, context)
         if self.start_row:
             row = self.param("start_row", nn.initializers.zeros, (1, self.width), jnp.float32)
             start = jnp.broadcast_to(row[None], (len(prefix), 1, self.width))
@@ -249,7 +250,7 @@ class Decoder(nn.Module, kw_only=True):
             vector = vector[:, self.lead :] if self.step_embedding else vector
         return self._final_norm(x, vector), cache
 
-    def _row_range(self, step: Array | int | None) -> tuple[Array | int, int]:
+    def _row_range(self, step: Array | int | None, context: Array | None) -> tuple[Any, int]:
         """(first row, number of rows) that a call computes."""
         if step is None:
             return 0, self.rows
@@ -258,7 +259,8 @@ class Decoder(nn.Module, kw_only=True):
         if isinstance(step, int):
             return self.lead + self.schedule.starts[step], self.schedule.sizes[step]
         size = self.schedule.sizes[0]
-        return self.lead + step * size, size
+        assert context is not None
+        return self.lead + step * size, context.shape[1]
 
     def _token_embed(self) -> Any:
         """The layer that turns contexts into rows."""
