@@ -186,11 +186,12 @@ class Decoder(nn.Module, kw_only=True):
             order: int32 [B, L], the grid cell of every code of the sequence; None is the
                 schedule's own order. The context is in the same order.
             step: None for all steps at once; else this step only, reading and extending ``cache``.
-            segment: of the schedule, that a traced step is of; its steps have one size.
+            segment: of the schedule, that a traced step is of; its steps have one size. A longer
+                context goes on into as many steps after it, which see what is fed of those before.
             train: dropout and stochastic depth on; needs rngs 'dropout' and 'drop_path'.
 
         Returns:
-            float32 [B, L, D] without step, [B, n_s, D] with.
+            float32 [B, L, D] without step, [B, n_s, D] with (of a longer context as many rows).
         """
         embed = self._token_embed()
         conditioner = self.conditioner.copy(parent=self, name="condition")
@@ -201,7 +202,7 @@ class Decoder(nn.Module, kw_only=True):
                 prefix[:, -1:], (prefix.shape[0], self.prefix_rows, self.width)
             )
         vector = prefix[:, -1:]  # [B, 1, D], before positions are added
-        first_row, count = self._row_range(step, segment)
+        first_row, count = self._row_range(step, segment, context)
         if self.start_row:
             row = self.param("start_row", nn.initializers.zeros, (1, self.width), jnp.float32)
             start = jnp.broadcast_to(row[None], (len(prefix), 1, self.width))
@@ -251,8 +252,8 @@ class Decoder(nn.Module, kw_only=True):
         return self._final_norm(x, vector), cache
 
     def _row_range(
-        self, step: Array | int | None, segment: Segment | None
-    ) -> tuple[Array | int, int]:
+        self, step: Array | int | None, segment: Segment | None, context: Array | None
+    ) -> tuple[Any, int]:
         """(first row, number of rows) that a call computes."""
         if step is None:
             return 0, self.rows
@@ -260,9 +261,10 @@ class Decoder(nn.Module, kw_only=True):
             return 0, self.prefix_rows
         if isinstance(step, int):
             return self.lead + self.schedule.starts[step], self.schedule.sizes[step]
+        assert context is not None
         start, _ = segment or (0, 0)
-        size = self.schedule.sizes[start]
-        return self.lead + self.schedule.starts[start] + (step - start) * size, size
+        first = self.schedule.starts[start] + (step - start) * self.schedule.sizes[start]
+        return self.lead + first, context.shape[1]
 
     def _token_embed(self) -> Any:
         """The layer that turns contexts into rows."""

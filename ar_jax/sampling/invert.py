@@ -1,4 +1,4 @@
-"""The noise under which a model draws an image that exists (VARIN, arXiv:2509.01984).
+"""The noise under which a model draws an image that exists (after VARIN, discrete noise inversion).
 
 Drawn again under it, the codes come back; under another condition they become another image that
 takes after the first, as far as the noise is kept.
