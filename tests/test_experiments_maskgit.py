@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,13 @@ def test_eight_devices_train_as_one(demo):
     np.testing.assert_allclose(losses(demo / "generator"), expected, rtol=5e-5)
 
 
-def test_a_stopped_run_goes_on_exactly(demo, tmp_path):
-    config = generator_config(demo)
-    config.train.steps, last = 2, config.train.steps
-    assert train_and_evaluate(config, tmp_path / "run").finished
-    config.train.steps = last
-    assert train_and_evaluate(config, tmp_path / "run").finished
-    again, whole = (load_params(path, "params") for path in (tmp_path / "run", demo / "generator"))
+def test_a_run_goes_on_exactly_from_its_middle(demo, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(demo / "generator", run)
+    shutil.rmtree(run / "checkpoints" / "4")
+    outcome = train_and_evaluate(generator_config(demo), run)
+    assert outcome.finished and outcome.step == 4
+    again, whole = (load_params(path, "params") for path in (run, demo / "generator"))
     jax.tree.map(np.testing.assert_array_equal, again, whole)
 
 
