@@ -97,7 +97,8 @@ def check_objective(name: str, backbone: AnyBackbone) -> None:
 
 def check_label_dropout(label_dropout: float, backbone: AnyBackbone) -> None:
     """config.objective.label_dropout has something to put in a label's place."""
-    if label_dropout and not isinstance(backbone, EncoderDecoder) and not backbone.null_class:
+    nullable = not isinstance(backbone, Decoder | OrderedDecoder) or backbone.null_class
+    if label_dropout and not nullable:
         raise ValueError(
             f"objective.label_dropout is {label_dropout}, but backbone.null_class is False, so "
             "that there is no null class: set one of them otherwise"

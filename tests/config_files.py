@@ -52,6 +52,7 @@ from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
 from ar_jax.train.fields import read_settings
 from ar_jax.train.perceptual import load_perceptual
 from ar_jax.train.run import check_classes, check_images, check_sections, load_tokenizer
+from ar_jax.train.start_from import read_init_from
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = str(Path(ar_jax.__file__).parent)
@@ -185,6 +186,7 @@ def consume(config: Any, workdir: Path) -> None:
     """Everything that a run does with a configuration, and one traced step of it."""
     check_sections(config)
     read_settings(config)
+    read_init_from(config)
     objective: Any = build_objective(config)
     data = {split: from_config(config["data"], split) for split in ("train", "test")}
     if trains_tokenizer(config):

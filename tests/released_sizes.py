@@ -1,4 +1,4 @@
-"""The released sizes, as the official classes count them, and ar_jax/convert/README.md's table.
+"""The released sizes, as the official classes count them, and the page's table of them.
 
 python -m tests.released_sizes      prints the table
 """

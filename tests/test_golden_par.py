@@ -33,6 +33,7 @@ def released() -> dict[str, dict[str, tuple[int, ...]]]:
     return released_shapes("par")
 
 
+@pytest.mark.slow  # half a minute
 def test_parity(tiny):
     check(parity, tiny)
 
@@ -44,7 +45,9 @@ def test_a_run_of_another_name_is_not_guessed(tiny):
         check(parity, case)
 
 
-@pytest.mark.parametrize("name", RELEASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if "3B" in n else ()) for n in RELEASES]
+)
 def test_released_generators(released, name):
     shapes = released[name]
     counts = sum(math.prod(shape) for shape in shapes.values()), len(shapes)

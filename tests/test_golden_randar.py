@@ -81,6 +81,7 @@ def test_both_tokenizers(family, file, size):
     assert read["autoencoder"] == wanted["autoencoder"]
 
 
+@pytest.mark.slow  # twelve seconds of converting
 def test_files_there_and_back(tiny, tmp_path):
     """Bit for bit; the tokenizer is LlamaGen's case's, cut to as many codes."""
     codes = Case.load(GOLDEN / "llamagen" / "tiny").state_dict("tokenizer")

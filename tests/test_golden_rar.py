@@ -42,6 +42,7 @@ def released() -> dict[str, dict[str, tuple[int, ...]]]:
     return released_shapes("rar")
 
 
+@pytest.mark.slow  # half a minute
 def test_parity(case):
     check(parity, case)
 

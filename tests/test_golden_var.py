@@ -35,6 +35,7 @@ def test_parity(case):
     check(var, case)
 
 
+@pytest.mark.slow  # beside the parity of both
 @pytest.mark.parametrize("name", ["tiny_a", pytest.param("tiny_b", marks=pytest.mark.slow)])
 def test_cached_greedy_logits_equal_teacher_forced_ones(name):
     case = Case.load(GOLDEN / name)

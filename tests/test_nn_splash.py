@@ -94,6 +94,7 @@ def test_blocks_without_a_visible_pair_are_skipped():
     np.testing.assert_array_equal(np.asarray(kernel.fwd_mask_info.block_mask)[0] > 0, blocks)
 
 
+@pytest.mark.slow  # the kernel is interpreted
 @pytest.mark.parametrize("name", [pytest.param("raster", marks=pytest.mark.slow), "next_scale"])
 def test_a_system_gives_the_same_hidden_states_with_either_kernel(name):
     system, _ = toy_system(name)

@@ -111,6 +111,7 @@ def test_self_correction_trains_on_what_the_model_drew(generator):
     close(generator.loss(train=False, **fields)[0], generator.loss(train=False)[0])
 
 
+@pytest.mark.slow  # gradients of two models
 def test_label_dropout_trains_the_null_condition(generator):
     conditioner = generator.objective.system.backbone.conditioner
     cond = {"label": generator.batch["label"]}

@@ -120,6 +120,7 @@ def test_dropped_labels_are_null():
     assert np.abs(condition["null_embed"]).max() > 0
 
 
+@pytest.mark.slow  # compiles for eight devices
 def test_eight_devices_train_as_one():
     objective = Masked(system=SYSTEM, repeats=2)
     one, _ = gradient_of(objective, TRAINED, {}, FROZEN, batch())

@@ -115,6 +115,7 @@ def test_dropped_labels_are_null():
     assert mask[8] > 0  # of hidden codes
 
 
+@pytest.mark.slow  # compiles for eight devices
 @pytest.mark.parametrize("per_image", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_eight_devices_train_as_one(per_image):
     objective = MaskedCodes(system=SYSTEM, label_smoothing=0.1, per_image=per_image)

@@ -208,6 +208,7 @@ def test_dead_codes_restart_as_vectors_of_the_batch(name, update):
         close(later["ema_counts"][dead], np.ones(3))
 
 
+@pytest.mark.slow  # compiles every objective
 def test_no_key_is_used_twice():
     """By the checker of jax, in a training step of both objectives with all randomness on."""
     system, params = toy_system("raster")

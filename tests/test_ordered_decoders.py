@@ -176,6 +176,7 @@ def test_cached_groups_of_queries():
     assert np.linalg.norm(plain - wanted) > 1e-2 * np.linalg.norm(wanted)
 
 
+@pytest.mark.slow  # two programs of all steps
 def test_a_group_is_a_set():
     """Another order within a group: its own logits move along, later ones stay as they are.
 

@@ -48,7 +48,7 @@ def test_two_processes_join_without_a_hint():
         assert "still waiting" not in err
 
 
-@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("process", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_alone_says_what_it_waits_for_and_gives_up(process):
     """Process 0 without others, and another one without process 0."""
     address = free_address()

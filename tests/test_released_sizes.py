@@ -13,7 +13,7 @@ from ar_jax.convert.release import choose
 from tests.converted_cases import GOLDEN
 from tests.released_sizes import CASES, table
 
-PAGE = Path(__file__).resolve().parent.parent / "ar_jax" / "convert" / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "experiments" / "official_weights.md"
 
 
 def test_the_page_has_the_table():

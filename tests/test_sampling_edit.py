@@ -21,12 +21,14 @@ from ar_jax.sampling.loop import image_keys
 from ar_jax.tokenizers.tokenizer import to_float, to_uint8
 from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.toy_masked import masked_system
+from tests.toy_masked_codes import masked_codes_system
 from tests.toy_systems import toy_codes, toy_labels, toy_system
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 BATCH = 6
 CATEGORICAL = ["next_scale", "raster", "random"]
+GROUPED = ["instructed", "two_pass", "distant_groups", "masked_codes"]
 GUIDED = Guidance(scale=2.0, kind="linear")
 COND, KEYS = toy_labels(BATCH), image_keys(0, 0, BATCH)
 
@@ -35,7 +37,13 @@ COND, KEYS = toy_labels(BATCH), image_keys(0, 0, BATCH)
 def sampler_of(name: str) -> Any:
     if name == "masked":
         return create_sampler(*masked_system(schedule=dict(iterations=2)))
-    return create_sampler(*toy_system(name, backbone=dict(depth=1)))
+    if name == "masked_codes":
+        return create_sampler(*masked_codes_system())
+    if name == "distant_groups":
+        groups = dict(name="distant_groups", grid=4, regions=4)
+        return create_sampler(*toy_system("raster", backbone=dict(depth=1), schedule=groups))
+    depth = 2 if name == "two_pass" else 1
+    return create_sampler(*toy_system(name, backbone=dict(depth=depth)))
 
 
 def some_images(seed: int = 0) -> jax.Array:
@@ -53,7 +61,7 @@ def edited(name: str) -> Any:
     return edit(sampler_of(name), some_images(), some_mask(0), COND, KEYS, guidance=GUIDED)
 
 
-@pytest.mark.parametrize("name", [*CATEGORICAL, "masked"])
+@pytest.mark.parametrize("name", [*CATEGORICAL, "masked", *GROUPED])
 def test_kept_codes_are_the_sources_bit_for_bit(name):
     made, sampler = edited(name), sampler_of(name)
     keep, codes = np.asarray(made.keep), np.asarray(made.samples.codes)
@@ -103,7 +111,7 @@ def test_what_is_drawn_follows_what_is_kept(name):
     assert (drawn[0] != drawn[1]).any()  # of the same noise, given other codes
 
 
-@pytest.mark.parametrize("name", ["random", "masked"])
+@pytest.mark.parametrize("name", ["random", "masked", "instructed", "two_pass", "masked_codes"])
 def test_free_orders_take_kept_codes_first(name):
     made = edited(name)
     keep = np.take_along_axis(np.asarray(made.keep), np.asarray(made.samples.order), axis=1)

@@ -65,6 +65,7 @@ def test_an_image_depends_on_its_own_key_and_label(sampler, drawn):
     assert np.abs(np.asarray(other.codes[0]) - expected[0]).max() > 1e-3
 
 
+@pytest.mark.slow  # compiles for eight devices
 def test_eight_devices_draw_as_one(sampler, drawn):
     spread = dataclasses.replace(sampler, params=replicated(sampler.params))
     other = spread({"label": sharded(LABELS)}, sharded(KEYS), guidance=GUIDANCE)

@@ -62,7 +62,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "window", "redraw"),
     [
-        ("guided and filtered", 3, "maximal"),
+        pytest.param("guided and filtered", 3, "maximal", marks=SLOW),
         ("plain", 2, "gumbel"),
         pytest.param("plain", 2, "independent", marks=SLOW),
         pytest.param("plain", 2, "maximal", marks=SLOW),

@@ -275,6 +275,7 @@ def test_pixels():
     np.testing.assert_array_equal(to_uint8(jnp.array([-2.0, 2.0])), [0, 255])
 
 
+@pytest.mark.slow  # compiles in two precisions
 def test_bfloat16_keeps_codes_and_outputs_in_float32():
     config = toy_config("next_scale", autoencoder=dict(patch=2, image_size=16))
     config["dtype"] = "bfloat16"

@@ -104,6 +104,7 @@ def start_pair(workdir: Path, logs: Path, delay: float) -> list[subprocess.Popen
     return start_modules("tests.toy_training", arguments, 2, logs)
 
 
+@pytest.mark.slow  # half a minute
 def test_two_processes_stop_together_and_go_on_as_one(uninterrupted, tmp_path):
     """Two processes of four devices train as one of eight does."""
     workdir = tmp_path / "pair"

@@ -67,6 +67,7 @@ def names(workdir: Path) -> set[str]:
     return set().union(*records)
 
 
+@pytest.mark.slow  # trains; that of a generator stays
 def test_tokenizer_run(tokenizer):
     assert {"train/loss", "eval/psnr", "train/usage/scale_02"} <= names(tokenizer)
     picture = np.asarray(Image.open(tokenizer / "previews" / "reconstructions_00000003.png"))

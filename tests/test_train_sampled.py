@@ -22,6 +22,7 @@ from tests.toy_extractor import write_untrained
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+@pytest.mark.slow  # compiles two samplers
 def test_they_are_the_samples_that_evaluation_would_draw(tmp_path, monkeypatch):
     write_untrained(tmp_path)
     config, system, params = load_system(tmp_path / "generator")

@@ -77,7 +77,10 @@ def on_one_device(accumulation: int):
     return states, history
 
 
-@pytest.mark.parametrize("mesh", list(MESHES)[1:])
+@pytest.mark.parametrize(
+    "mesh",
+    [pytest.param(m, marks=pytest.mark.slow if "8" in m else ()) for m in list(MESHES)[1:]],
+)
 @pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_one_device_equals_eight(mesh, accumulation):
     fields = {"accumulation": accumulation, "ema_decay": 0.9}

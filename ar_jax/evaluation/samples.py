@@ -168,7 +168,8 @@ def _empty_images(shape: tuple[int, ...], scratch: str | Path | None) -> np.ndar
     if scratch is None:
         return np.empty(shape, np.uint8)
     Path(scratch).mkdir(parents=True, exist_ok=True)
-    return np.memmap(tempfile.TemporaryFile(dir=scratch), np.uint8, "w+", shape=shape)
+    with tempfile.TemporaryFile(dir=scratch) as file:  # the map keeps it
+        return np.memmap(file, np.uint8, "w+", shape=shape)
 
 
 _to_uint8 = jax.jit(to_uint8)

@@ -65,7 +65,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     # Of a trained or a converted tokenizer to go on from; `optimizer.freeze` holds parts of it.
-    config.init_from = dict(workdir="", reinitialise=(), interpolate=())
+    config.init_from = dict(workdir="")
     config.objective = dict(
         name="tokenizer",
         l1=0.2,

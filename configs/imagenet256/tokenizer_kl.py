@@ -66,7 +66,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     # Of a trained or a converted tokenizer to go on from; `optimizer.freeze` holds parts of it.
-    config.init_from = dict(workdir="", reinitialise=(), interpolate=())
+    config.init_from = dict(workdir="")
     config.objective = dict(name="kl_tokenizer", l1=1.0, l2=0.0, kl=1e-6)
     config.objective.update(
         charbonnier=0.0,

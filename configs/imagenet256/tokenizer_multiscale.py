@@ -64,7 +64,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ),
     )
     # Of a trained or a converted tokenizer to go on from; `optimizer.freeze` holds parts of it.
-    config.init_from = dict(workdir="", reinitialise=(), interpolate=())
+    config.init_from = dict(workdir="")
     config.objective = dict(name="tokenizer", l2=1.0, codebook=1.0, commitment=0.25)
     config.objective.update(
         charbonnier=0.0,

@@ -94,7 +94,7 @@ def _layout(model: Model) -> Outputs:
         if name in model.case.io:
             rows = len(model.case[name])
             yield name, visible_rows(_steps_beyond(model, rows)).astype(np.uint8)
-    calls = [backbone._row_range(step, None) for step in range(schedule.num_steps)]
+    calls = [backbone._row_range(step, None, None) for step in range(schedule.num_steps)]
     firsts, counts = np.asarray(calls, np.int32).T
     yield "gen_call_first_pos", firsts
     yield "gen_call_len", counts
