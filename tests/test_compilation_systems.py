@@ -109,6 +109,7 @@ def test_a_tokenizer_s_step_has_its_discriminator_and_its_perceptual_network(fou
     assert set(frozen) == {"perceptual"}
 
 
+@pytest.mark.slow  # lowers for TPUs
 @pytest.mark.parametrize("config", ["smoke", pytest.param("imagenet256", marks=pytest.mark.slow)])
 def test_masked_codes_are_lowered(config, four_devices, lowered):
     """A step, a guided sampler and a decoder; more iterations take as many more FLOPs."""

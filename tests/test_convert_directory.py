@@ -142,6 +142,7 @@ def evaluate(directory: Path, out: Path) -> None:
         assert samples["arr_0"].shape == (10, 16, 16, 3)
 
 
+@pytest.mark.slow  # converts once more
 def test_exported_buffers_of_var(tmp_path):
     write_directory(convert("var", write_files("var", tmp_path)), tmp_path / "ours")
     export_directory(choose("var"), tmp_path / "ours", [tmp_path / "transformer.safetensors"])

@@ -206,6 +206,7 @@ def test_a_cache_needs_the_unrolled_stack():
         )
 
 
+@pytest.mark.slow  # two gradients of a model each
 @pytest.mark.parametrize(
     ("variant", "policy"),
     [("next_scale", "block"), pytest.param("raster", "dots", marks=pytest.mark.slow)],
@@ -239,6 +240,7 @@ def test_recomputation_changes_no_gradient(variant, policy):
     )
 
 
+@pytest.mark.slow  # compiles four times
 def test_dropout_only_in_training():
     system, params = system_of("raster")
     context = toy_codes(system, BATCH)[:, :-1]
@@ -289,7 +291,7 @@ def test_stochastic_depth_grows_from_none_to_its_rate():
     assert not skipped.all()
 
 
-@pytest.mark.parametrize("variant", ["next_scale", "raster"])
+@pytest.mark.parametrize("variant", [pytest.param("next_scale", marks=pytest.mark.slow), "raster"])
 def test_bfloat16(variant):
     """Float32 parameters and hidden states; bfloat16 cache; values near the float32 ones."""
     system, params = system_of(variant)

@@ -34,6 +34,7 @@ def released() -> dict[str, dict[str, tuple[int, ...]]]:
     return released_shapes("arpg")
 
 
+@pytest.mark.slow  # half a minute
 def test_parity(tiny):
     check(parity, tiny)
 

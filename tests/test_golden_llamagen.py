@@ -42,6 +42,7 @@ def test_the_case_drops_a_label_and_a_caption(tiny):
         assert 0 < np.sum(tiny[f"{prefix}_drop_u"] < probability) < len(tiny[f"{prefix}_drop_u"])
 
 
+@pytest.mark.slow  # converts and runs once more
 def test_a_transformer_alone_without_a_null_class(tiny):
     """No tokenizer, no captions, some arrays: what has no null class has the same codes without.
 

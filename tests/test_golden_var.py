@@ -31,6 +31,7 @@ def case(request) -> Case:
     return Case.load(GOLDEN / request.param)
 
 
+@pytest.mark.slow  # a minute a case; test_convert_directory.py samples as the case does
 def test_parity(case):
     check(var, case)
 

@@ -118,7 +118,12 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("name", "l2_norm"), [("raster", False), ("raster", True), ("next_scale", True)]
+    ("name", "l2_norm"),
+    [
+        pytest.param("raster", False, marks=pytest.mark.slow),
+        pytest.param("raster", True, marks=pytest.mark.slow),
+        ("next_scale", True),
+    ],
 )
 def test_ema_codebook_equals_numpy(name, l2_norm):
     """Rows of length one where they stand for directions, and of the residuals' where for these."""

@@ -28,7 +28,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 BATCH = 6
 CATEGORICAL = ["next_scale", "raster", "random"]
-GROUPED = ["instructed", "two_pass", "distant_groups", "masked_codes"]
+GROUPED = [
+    pytest.param("instructed", marks=pytest.mark.slow),
+    *("two_pass", "distant_groups", "masked_codes"),
+]
 GUIDED = Guidance(scale=2.0, kind="linear")
 COND, KEYS = toy_labels(BATCH), image_keys(0, 0, BATCH)
 
@@ -111,7 +114,7 @@ def test_what_is_drawn_follows_what_is_kept(name):
     assert (drawn[0] != drawn[1]).any()  # of the same noise, given other codes
 
 
-@pytest.mark.parametrize("name", ["random", "masked", "instructed", "two_pass", "masked_codes"])
+@pytest.mark.parametrize("name", ["random", "masked", "two_pass", "masked_codes"])
 def test_free_orders_take_kept_codes_first(name):
     made = edited(name)
     keep = np.take_along_axis(np.asarray(made.keep), np.asarray(made.samples.order), axis=1)

@@ -177,6 +177,7 @@ def test_partial_decoding(toy, noise):
     np.testing.assert_allclose(samples.images, image, atol=1e-6)
 
 
+@pytest.mark.slow  # compiles for eight devices
 def test_eight_devices_draw_what_one_does(toy):
     labels, keys = toy_labels(BATCH), image_keys(3, 0, BATCH)
     one = toy.sampler(labels, keys, guidance=GUIDED)

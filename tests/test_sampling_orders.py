@@ -32,7 +32,9 @@ def toy() -> Toy:
     return Toy(system, params, ORDER)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "plain" else ()) for n in SETTINGS]
+)
 def test_samples_follow_the_joint_of_their_order(toy, name):
     joint = toy.joint(*SETTINGS[name])
     assert joint.sum() == pytest.approx(1, abs=1e-5)

@@ -94,6 +94,7 @@ def test_the_program_is_given_to_benchmarks(sampler):
     assert shapes == ((8, 16, 2), (8, 16)) and len(arguments) == 6
 
 
+@pytest.mark.slow  # two more programs
 def test_guidance_of_the_null_class_is_none(sampler, drawn):
     null = {"label": jnp.full_like(LABELS, CLASSES)}
     guided, plain = (sampler(null, KEYS, guidance=g) for g in (GUIDANCE, None))

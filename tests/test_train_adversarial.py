@@ -129,6 +129,7 @@ def test_both_updates_are_the_gradients_of_their_losses():
     close(after.adversary["stats"], stats)
 
 
+@pytest.mark.slow  # compiles three steps
 def test_before_the_start_nothing_is_different_and_nothing_of_it_computed():
     late = toy_adversary(start=2)
     states, history = run(late, batches(3))
