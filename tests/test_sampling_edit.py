@@ -114,7 +114,7 @@ def test_what_is_drawn_follows_what_is_kept(name):
     assert (drawn[0] != drawn[1]).any()  # of the same noise, given other codes
 
 
-@pytest.mark.parametrize("name", ["random", "masked", "two_pass", "masked_codes"])
+@pytest.mark.parametrize("name", ["random", "masked", *GROUPED[:2], "masked_codes"])
 def test_free_orders_take_kept_codes_first(name):
     made = edited(name)
     keep = np.take_along_axis(np.asarray(made.keep), np.asarray(made.samples.order), axis=1)

@@ -27,20 +27,12 @@ Array = jax.Array
 class InstructedDecoder(OrderedDecoder, kw_only=True):
     """See above. Calls return (hidden float32 [B, n, D], cache)."""
 
+    rows_a_code = 2  # an instruction and the code
+
     @property
     def conditioner(self) -> ClassCondition:
         """The condition module, also for its parameterless ``null`` and ``rows``."""
         return self.conditioner_from(None)
-
-    @property
-    def rows(self) -> int:
-        """T, all rows of the sequence; the last code, which nothing would see, has none."""
-        return 2 * self.schedule.length
-
-    @property
-    def stacks(self) -> dict[str, int]:
-        """Name -> depth."""
-        return {"stack": self.depth}
 
     def init_cache(self, batch_size: int) -> Cache:
         """Room for all rows, and for what a padded step writes behind its own."""

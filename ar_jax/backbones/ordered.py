@@ -6,7 +6,7 @@ code by code whatever the schedule; its groups are those of sampling.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -60,15 +60,19 @@ class OrderedDecoder(nn.Module, kw_only=True):
     context = "codes"
     condition = "class"
 
+    # Of each kind of decoder: rows of the sequence for a code, and its stacks of equal depth.
+    rows_a_code: ClassVar[int] = 1
+    stack_names: ClassVar[tuple[str, ...]] = ("stack",)
+
     @property
     def rows(self) -> int:
-        """T, all rows of the sequence."""
-        raise NotImplementedError
+        """T, all rows of the sequence; the last code, which nothing would see, has none."""
+        return self.rows_a_code * self.schedule.length
 
     @property
     def stacks(self) -> dict[str, int]:
         """Name of every stack of blocks -> its depth."""
-        raise NotImplementedError
+        return dict.fromkeys(self.stack_names, self.depth // len(self.stack_names))
 
     @property
     def row_steps(self) -> tuple[int, ...]:

@@ -57,20 +57,12 @@ class TwoPassDecoder(OrderedDecoder, kw_only=True):
 
     group_attention: str = "bidirectional"
 
+    stack_names = ("stack", "query_stack")
+
     @property
     def conditioner(self) -> ClassCondition:
         """The condition module, also for its parameterless ``null`` and ``rows``."""
         return self.conditioner_from(self.vocab_size + 1)
-
-    @property
-    def rows(self) -> int:
-        """T, of the content and as many queries; nothing would see the last code."""
-        return self.schedule.length
-
-    @property
-    def stacks(self) -> dict[str, int]:
-        """Name -> depth."""
-        return {"stack": self.depth // 2, "query_stack": self.depth // 2}
 
     def init_cache(self, batch_size: int) -> Cache:
         """Of the first half's layers and, the last, of what the second half shares.
