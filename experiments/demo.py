@@ -40,20 +40,38 @@ SYSTEMS = {
 SYSTEM = flags.DEFINE_enum("system", "var", sorted(SYSTEMS), "What to train.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the results.", required=True)
 MODE = flags.DEFINE_string("mode", "demo", "Argument of the configs: demo, smoke or none.")
+SEED = flags.DEFINE_integer("seed", 0, "Of both trainings, in place of the configs' own 0.")
+TOKENIZERS = flags.DEFINE_string(
+    "tokenizers", None, "Directory of tokenizers and codes that several demos share."
+)
 NUM_IMAGES = flags.DEFINE_integer("num_images", 1_000, "Samples to evaluate.")
 
 
-def load_config(name: str, mode: str) -> ml_collections.ConfigDict:
+def load_config(name: str, mode: str, seed: int) -> ml_collections.ConfigDict:
     """The Fashion-MNIST config ``name`` in ``mode``."""
-    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](mode)
+    config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](mode)
+    config.seed = seed
+    return config
 
 
 def run_demo(
-    system: str, workdir: str | Path, *, mode: str = "demo", num_images: int = 1_000
+    system: str,
+    workdir: str | Path,
+    *,
+    mode: str = "demo",
+    num_images: int = 1_000,
+    seed: int = 0,
+    tokenizers: str | Path | None = None,
 ) -> None:
-    """Trains, samples and evaluates ``system`` in ``workdir``; see the top of this file."""
+    """Trains, samples and evaluates ``system`` in ``workdir``; see the top of this file.
+
+    Args:
+        tokenizers: the tokenizer and its codes are kept (and taken, if they are there) in its
+            subfolder of the tokenizer's name; None: in ``workdir``.
+    """
     workdir = Path(workdir)
-    tokenizer, codes, generator = (workdir / name for name in ("tokenizer", "codes", "generator"))
+    shared = Path(tokenizers) / SYSTEMS[system] if tokenizers else workdir
+    tokenizer, codes, generator = shared / "tokenizer", shared / "codes", workdir / "generator"
     start = time.monotonic()
 
     def announce(what: str) -> None:
@@ -61,7 +79,7 @@ def run_demo(
         print(f"\n[{minutes}:{seconds:02d}] {what}", flush=True)
 
     announce(f"1/5 training the tokenizer in {tokenizer}")
-    if not train_and_evaluate(load_config(SYSTEMS[system], mode), tokenizer).finished:
+    if not train_and_evaluate(load_config(SYSTEMS[system], mode, seed), tokenizer).finished:
         announce("stopped: the same command goes on from here")
         return
     announce(f"2/5 evaluating the tokenizer, report in {tokenizer / 'evaluation'}")
@@ -69,7 +87,7 @@ def run_demo(
     announce(f"3/5 encoding all images once, in {codes}")
     cache_codes(tokenizer, codes)
     announce(f"4/5 training the generator in {generator}")
-    config = load_config(system, mode)
+    config = load_config(system, mode, seed)
     config.tokenizer_checkpoint = str(tokenizer)
     config.data.source = f"codes:{codes}"
     if not train_and_evaluate(config, generator).finished:
@@ -84,7 +102,14 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; write --flag=value")
     configure_logging()
-    run_demo(SYSTEM.value, WORKDIR.value, mode=MODE.value, num_images=NUM_IMAGES.value)
+    run_demo(
+        SYSTEM.value,
+        WORKDIR.value,
+        mode=MODE.value,
+        num_images=NUM_IMAGES.value,
+        seed=SEED.value,
+        tokenizers=TOKENIZERS.value,
+    )
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Runs:
             pytest.MonkeyPatch.context() as patch,
         ):
             load = demo.load_config
-            patch.setattr(demo, "load_config", lambda name, mode: self.adapted(load(name, mode)))
+            patch.setattr(demo, "load_config", lambda *named: self.adapted(load(*named)))
             evaluate = functools.partial(demo.evaluate_workdir, batch_size=BATCH)
             patch.setattr(demo, "evaluate_workdir", evaluate)
             patch.setattr(demo, "cache_codes", functools.partial(demo.cache_codes, batch_size=64))

@@ -13,11 +13,9 @@ written beside --out as Markdown.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import runpy
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from typing import Any
 from absl import app, flags
 
 from ar_jax.build import build_tokenizer
+from ar_jax.evaluation.repeats import RunTable, of_variant, spread
 from ar_jax.evaluation.run import evaluate_workdir
 from ar_jax.io.console import configure_logging
 from ar_jax.io.run_info import read_config
@@ -109,7 +108,7 @@ def markdown(runs: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     floors = set()
     for variant in VARIANTS:
-        found = [figures for name, figures in runs.items() if name.split(": ")[0] == variant.name]
+        found = of_variant(runs, variant.name)
         if not found:
             continue
         floors |= {round(run["frechet_floor"], 3) for run in found}
@@ -120,12 +119,6 @@ def markdown(runs: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     floor = ", ".join(f"{value:.3f}" for value in sorted(floors))
     return "\n".join(lines) + f"\n\nFloor of the Frechet distance, real test images: {floor}.\n"
-
-
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and, of several, standard deviation (of a sample, n - 1)."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def by_scale(runs: Sequence[Mapping[str, Any]], name: str, digits: int) -> str:
@@ -148,25 +141,18 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; write --flag=value")
     configure_logging()
-    path = Path(OUT.value)
-    kept: dict[str, Any] = {"mode": MODE.value, "runs": {}}
-    if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["mode"] != MODE.value:
-            raise app.UsageError(
-                f"--out={path} has runs of --mode={kept['mode']}; name another file"
-            )
+    try:
+        table = RunTable.open(OUT.value, MODE.value, markdown)
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
     wanted = list(jobs())
     for index, (name, variant, seed) in enumerate(wanted):
-        if name in kept["runs"]:
+        if name in table.runs:
             continue
         print(f"\n{index + 1}/{len(wanted)} {name}", flush=True)
         folder = Path(WORKDIR.value) / re.sub(r"\W+", "_", name)
-        kept["runs"][name] = run(variant, seed, folder, MODE.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(markdown(kept["runs"]), encoding="utf-8")
-    print(markdown(kept["runs"]))
+        table.add(name, run(variant, seed, folder, MODE.value))
+    print(markdown(table.runs))
 
 
 if __name__ == "__main__":
