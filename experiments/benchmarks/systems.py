@@ -85,7 +85,7 @@ def figures(folder: Path) -> dict[str, Any]:
     values = {
         name: entry["value"]
         for section in read_report(folder).values()
-        for name, entry in section["metrics"].items()
+        for name, entry in section.get("metrics", {}).items()
     }
     _, system, _ = load_system(folder / "generator")
     parts = [value for name, value in values.items() if name.endswith("_parameters")]
