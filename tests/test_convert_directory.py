@@ -18,6 +18,10 @@ from ar_jax.convert.release import choose
 from ar_jax.evaluation.load import load_system, load_tokenizer
 from ar_jax.evaluation.run import evaluate_workdir
 from ar_jax.evaluation.samples import sample_workdir, sampling_of
+from ar_jax.io import checkpoint
+from ar_jax.io.checkpoint import PARAMS, TOKENIZER, load_params, load_tree
+from ar_jax.io.checkpoint_health import DamagedCheckpoint
+from ar_jax.io.checksums import tree_checksums
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.loop import CachedSampler, image_keys
 from tests.converted_cases import (
@@ -168,6 +172,25 @@ def test_a_tokenizer_alone(family, folder, case, tmp_path):
     found = exported(family, "tokenizer", tmp_path / "back.pth")
     for key, tensor in case.state_dict("tokenizer").items():
         np.testing.assert_array_equal(found[key], tensor, key)
+
+
+def test_a_converted_directory_that_changes_is_noticed(family, folder, monkeypatch):
+    """Whether a part has checksums shows by what is said where a value is not the one saved."""
+    folder = folder / "ours"
+    for load in (
+        lambda: load_params(folder, "params"),
+        lambda: load_tree(folder / TOKENIZER / PARAMS),
+    ):
+        load()
+        with monkeypatch.context() as patch, pytest.raises(DamagedCheckpoint, match="checksums"):
+            patch.setattr(checkpoint, "tree_checksums", lambda tree: altered(tree_checksums(tree)))
+            load()
+
+
+def altered(sums):
+    """One of the sums is another."""
+    name, (dtype, total) = next(iter(sums.items()))
+    return sums | {name: [dtype, total ^ 1]}
 
 
 def test_trainer_checkpoints_of_var(tmp_path):

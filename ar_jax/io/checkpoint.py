@@ -211,7 +211,7 @@ def _load(path: epath.Path, part: str | None, abstract: Any, sharding: Any) -> A
 def _check_values(path: epath.Path, loaded: Any) -> None:
     """Raises DamagedCheckpoint where arrays were read without an error, but not as they were saved.
 
-    Parts that were saved without checksums, as those of converted models, say nothing.
+    Parts that were saved without checksums, as earlier versions did, say nothing.
     """
     saved = recorded_checksums(path)
     if saved and (change := find_change(saved, tree_checksums(loaded))):

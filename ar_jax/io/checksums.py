@@ -26,20 +26,25 @@ SHOWN = 4  # leaves that a message names
 
 
 def tree_checksums(tree: Any) -> Checksums:
-    """'a/b/c' -> [its dtype, its checksum] for every jax.Array in ``tree``; all processes call it.
+    """'a/b/c' -> [its dtype, its checksum] for every array in ``tree``; all processes call it.
 
     Compiles one program for all leaves of a mesh, and one for each shape of those that lie on one
-    device, which other trees may have as well. Leaves of numpy lie on no device and have none.
+    device or, as numpy's, on none: these visit the default device one by one. Other leaves, and
+    numpy's of 8 bytes an entry, which no device takes as they are, have none.
     """
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if isinstance(leaf, jax.Array)
+        or (isinstance(leaf, np.ndarray) and leaf.dtype.itemsize <= 4)
     }
     together: dict[frozenset[jax.Device], list[str]] = {}
     for name, leaf in leaves.items():
-        together.setdefault(frozenset(leaf.sharding.device_set), []).append(name)
+        devices = leaf.sharding.device_set if isinstance(leaf, jax.Array) else ()
+        together.setdefault(frozenset(devices), []).append(name)
     totals: dict[str, int] = {}
+    for name in together.pop(frozenset(), ()):
+        totals[name] = int(jax.device_get(_checksum(leaves[name])))
     for names in together.values():
         arrays = [leaves[name] for name in names]
         whole = _whole(arrays)
