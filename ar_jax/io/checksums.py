@@ -46,7 +46,7 @@ def tree_checksums(tree: Any) -> Checksums:
     for name in together.pop(frozenset(), ()):
         totals[name] = int(jax.device_get(_checksum(leaves[name])))
     for names in together.values():
-        arrays = [leaves[name] for name in names]
+        arrays: list[Any] = [leaves[name] for name in names]
         whole = _whole(arrays)
         sums: Any = _program(whole)(arrays) if whole else [_checksum(leaf) for leaf in arrays]
         found = jax.device_get(sums)

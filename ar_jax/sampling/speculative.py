@@ -69,11 +69,7 @@ def speculate(
             ``redraw``, smooth draws, or keys that are not one for every condition.
     """
     system, schedule = sampler.system, sampler.system.schedule
-    if schedule.num_steps != schedule.length or system.tokenizer.quantizer.context != "codes":
-        raise ValueError(
-            f"schedule.name={schedule.name!r}: speculation is of systems that draw one code a step "
-            "from the codes before it"
-        )
+    check_one_by_one(system, "speculation")
     if not 1 <= window < schedule.length:
         raise ValueError(f"window is {window}; it must be between 1 and {schedule.length - 1}")
     if redraw not in REDRAWS:
@@ -89,6 +85,16 @@ def speculate(
         redraw=redraw,
     )
     return Speculated(Samples(codes=codes, images=sampler.decode(codes)), calls)
+
+
+def check_one_by_one(system: System, what: str) -> None:
+    """Raises ValueError unless the system draws one code a step from the codes before it."""
+    schedule = system.schedule
+    if schedule.num_steps != schedule.length or system.tokenizer.quantizer.context != "codes":
+        raise ValueError(
+            f"schedule.name={schedule.name!r}: {what} is of systems that draw one code a step from "
+            "the codes before it"
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("system", "guided", "window", "redraw"))
