@@ -54,10 +54,14 @@ METRICS = {  # of the report -> head of the column
     "reconstruction_class_accuracy": "class accuracy",
 }
 EMA = {"tokenizer.codebook_update": "ema"}
+PATCHGAN = {"objective.adversarial.weight": 0.5}
+FEW = {"tokenizer.codebook_size": 16}
 NO_RESTARTS = {"objective.restart_below": 0.0}
 VARIANTS = (
     Variant("vq", "tokenizer_vq"),
-    Variant("vq, patchgan", "tokenizer_vq", {"objective.adversarial.weight": 0.5}),
+    Variant("vq, patchgan", "tokenizer_vq", PATCHGAN),
+    Variant("vq of 16 codes", "tokenizer_vq", FEW),  # blurred, which a discriminator notices
+    Variant("vq of 16 codes, patchgan", "tokenizer_vq", FEW | PATCHGAN),
     Variant("multiscale_vq", "tokenizer_multiscale"),
     Variant("multiscale_vq, no restarts", "tokenizer_multiscale", NO_RESTARTS),
     Variant("multiscale_vq, ema", "tokenizer_multiscale", EMA),
