@@ -23,6 +23,7 @@ from ar_jax.io.progress import Progress
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import image_keys
+from ar_jax.sampling.search import BestOf
 from ar_jax.tokenizers.tokenizer import to_uint8
 
 MAX_STAGES = 10  # columns of a strip: VAR's scales
@@ -84,7 +85,7 @@ def describe_sampling(knobs: Knobs, guidance: Guidance) -> str:
 
 
 def generate(
-    sampler: AnySampler,
+    sampler: AnySampler | BestOf,
     labels: Sequence[int] | np.ndarray,
     *,
     seed: int = 0,
@@ -123,7 +124,7 @@ def generate(
 
 
 def generate_from(
-    sampler: AnySampler,
+    sampler: AnySampler | BestOf,
     cond: Mapping[str, np.ndarray],
     *,
     seed: int = 0,
