@@ -17,7 +17,7 @@ from tests.toy_systems import toy_labels, toy_system
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEYS, COND = image_keys(3, 0, 5), toy_labels(5)
-CODES = jnp.zeros((1, 21), jnp.int32)
+CODES = jnp.zeros((1, 4), jnp.int32)
 
 
 def brightness(images: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
@@ -27,7 +27,9 @@ def brightness(images: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def sampler() -> CachedSampler:
-    return CachedSampler.create(*toy_system("next_scale"))
+    return CachedSampler.create(
+        *toy_system("raster", schedule=dict(grid=2), autoencoder=dict(image_size=4))
+    )
 
 
 def test_one_candidate_is_plain_sampling(sampler):
