@@ -30,6 +30,7 @@ from ar_jax.consistency import (
 from ar_jax.field_types import check_types
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
+from ar_jax.heads.energy import EnergyHead
 from ar_jax.nn.blocks import REMAT_POLICIES
 from ar_jax.nn.discriminators import PatchDiscriminator, PooledDiscriminator, StyleDiscriminator
 from ar_jax.nn.splash import KERNELS
@@ -82,7 +83,7 @@ BACKBONES = {
     "two_pass_decoder": TwoPassDecoder,
     "bidirectional": Bidirectional,
 }
-HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead}
+HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead, "energy": EnergyHead}
 TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
 DISCRIMINATORS = {
     "patchgan": PatchDiscriminator,

@@ -13,6 +13,7 @@ from ar_jax.backbones.ordered import OrderedDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
+from ar_jax.heads.energy import EnergyHead
 from ar_jax.nn.diffusion import respace
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.checks import check_losses
@@ -23,15 +24,16 @@ from ar_jax.tokenizers.tokenizer import Tokenizer
 
 AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
 AnyBackbone: TypeAlias = Decoder | OrderedDecoder | Bidirectional | EncoderDecoder
-AnyHead: TypeAlias = CategoricalHead | DiffusionHead
+ContinuousHead: TypeAlias = DiffusionHead | EnergyHead
+AnyHead: TypeAlias = CategoricalHead | ContinuousHead
 
-# Which head and which objective go with a backbone, by the names that configs give them.
+# Which objective goes with a backbone, by the name that configs give it.
 PARTNERS = {
-    Decoder: ("categorical", "likelihood"),
-    Bidirectional: ("categorical", "masked_codes"),
-    InstructedDecoder: ("categorical", "likelihood"),
-    TwoPassDecoder: ("categorical", "likelihood"),
-    EncoderDecoder: ("diffusion", "masked"),
+    Decoder: "likelihood",
+    Bidirectional: "masked_codes",
+    InstructedDecoder: "likelihood",
+    TwoPassDecoder: "likelihood",
+    EncoderDecoder: "masked",
 }
 
 
@@ -49,7 +51,7 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
             "'decoder', one of its kind or 'bidirectional'",
             "'encoder_decoder'",
         ),
-        "head": ((CategoricalHead,), "'categorical'", "'diffusion'"),
+        "head": ((CategoricalHead,), "'categorical'", "'diffusion' or 'energy'"),
     }
     for part, (of_discrete, *fits) in kinds.items():
         if isinstance(backbone if part == "backbone" else head, of_discrete) != discrete:
@@ -73,9 +75,9 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
             check_ordered(backbone, tokenizer)
         check_vocabulary("head.vocab_size", head.vocab_size, tokenizer)
     else:
-        assert isinstance(backbone, EncoderDecoder) and isinstance(head, DiffusionHead)
+        assert isinstance(backbone, EncoderDecoder) and not isinstance(head, CategoricalHead)
         check_encoder_decoder(backbone, tokenizer)
-        check_diffusion_head(head, tokenizer)
+        check_continuous_head(head, tokenizer)
 
 
 def check_attention(backbone: AnyBackbone) -> None:
@@ -90,7 +92,7 @@ def check_attention(backbone: AnyBackbone) -> None:
 
 def check_objective(name: str, backbone: AnyBackbone) -> None:
     """config.objective fits config.backbone."""
-    fits = PARTNERS[type(backbone)][1]
+    fits = PARTNERS[type(backbone)]
     if name != fits:
         raise ValueError(f"objective.name is {name!r}; this backbone is trained by {fits!r}")
 
@@ -117,7 +119,15 @@ def check_self_correction(self_correction: float, tokenizer: AnyTokenizer) -> No
 
 def check_encoder_decoder(backbone: EncoderDecoder, tokenizer: KLTokenizer) -> None:
     """config.backbone of name 'encoder_decoder'."""
-    check_heads(backbone, "width", "heads")
+    if backbone.depth:
+        if backbone.heads is None:
+            raise ValueError(f"backbone.heads is missing; the encoder has depth {backbone.depth}")
+        check_heads(backbone, "width", "heads")
+    elif backbone.width != backbone.decoder_width:
+        raise ValueError(
+            f"backbone.width is {backbone.width} and backbone.decoder_width "
+            f"{backbone.decoder_width}; without an encoder (depth 0) they must be equal"
+        )
     check_heads(backbone, "decoder_width", "decoder_heads")
     check_masked(backbone, "encoder_decoder")
     for field in ("num_classes", "buffer"):
@@ -163,9 +173,16 @@ def check_positive(backbone: AnyBackbone, field: str) -> None:
         raise ValueError(f"backbone.{field} is {getattr(backbone, field)}; it must be at least 1")
 
 
-def check_diffusion_head(head: DiffusionHead, tokenizer: KLTokenizer) -> None:
-    """config.head of name 'diffusion'."""
+def check_continuous_head(head: ContinuousHead, tokenizer: KLTokenizer) -> None:
+    """config.head of a name that goes with continuous codes."""
     check_code_width("head.code_width", head.code_width, tokenizer)
+    if isinstance(head, EnergyHead):
+        if not 0 < head.alpha < 2:
+            raise ValueError(
+                f"head.alpha is {head.alpha}; it must lie between 0 and 2, or the score is least "
+                "for other laws than that of the codes, too"
+            )
+        return
     try:
         respace(head.steps, head.sampling_steps)
     except ValueError as error:

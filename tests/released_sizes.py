@@ -19,6 +19,7 @@ KEYS = {
     "arpg": "each",
     "par": "each",
     "mar": "counts",
+    "ear": "counts",
     "infinity": "counts",
 }
 CASES = {
@@ -29,6 +30,7 @@ CASES = {
     "arpg": ("arpg/tiny",),
     "par": ("par/tiny",),
     "mar": ("mar/tiny",),
+    "ear": ("ear/tiny",),
     "infinity": ("infinity/tiny",),
 }
 HEADER = (
@@ -91,6 +93,9 @@ RELEASES = (
     Release("mar", "base", 207_924_768, 364),
     Release("mar", "large", 478_326_304, 476),
     Release("mar", "huge", 942_403_104, 604),
+    Release("ear", "base", 205_608_720, 352),
+    Release("ear", "large", 474_755_088, 464),
+    Release("ear", "huge", 937_314_576, 592),
     Release("infinity", "tokenizer d16", 109_970_579, 270),
     Release("infinity", "tokenizer d24", 110_044_315, 270),
     Release("infinity", "tokenizer d32", 110_118_051, 270),

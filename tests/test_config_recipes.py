@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ar_jax.convert import rar
+from ar_jax.convert import ear, rar
+from ar_jax.convert.part import empty_params, release_shapes
 from ar_jax.train.fields import read_settings
 from tests.config_files import Case, named, parameters
 
@@ -115,3 +116,24 @@ def test_llamagen_recipe(file, size):
         assert float(optimizer.learning_rate(step)) == np.float32(1e-4)
         assert float(optimizer.weight_decay(step)) == np.float32(0.05)
     decayed_but_norms(case, optimizer)
+
+
+@pytest.mark.parametrize("size", ["base", "large", "huge"])
+def test_ear_recipe(size):
+    """The head's matrices have a group of their own: no decay, a quarter of the rate."""
+    case = Case(IMAGENET + "ear.py", size)
+    config = case.config
+    optimizer = read_settings(config).optimizer
+    iterations = 1_281_167 // config.train.batch_size
+    assert config.train.steps == 750 * iterations
+    points = [optimizer.learning_rate(n * iterations) for n in (50, 100, 749)]
+    np.testing.assert_allclose(points, [4e-4, 8e-4, 8e-4], rtol=1e-5)
+    ((pattern, factor),) = config.optimizer.rate_factors
+    assert factor == 0.25
+    part = ear.generator_part(config.to_dict())
+    tree = named(parameters(case))
+    for key, shape in release_shapes(part, empty_params(config.to_dict(), "generator")).items():
+        matrix, of_head = len(shape) > 1, key.startswith("scoreloss.")
+        for path in part.places[key].paths:
+            assert bool(re.search(pattern, path)) == (matrix and of_head), key
+            assert optimizer.decays(path, tree[path].shape) == (matrix and not of_head), key

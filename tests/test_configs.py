@@ -62,6 +62,9 @@ COUNTS = {
     ("mar.py", "base"): 207_924_768,
     ("mar.py", "large"): 478_326_304,
     ("mar.py", "huge"): 942_403_104,
+    ("ear.py", "base"): 205_608_720,
+    ("ear.py", "large"): 474_755_088,
+    ("ear.py", "huge"): 937_314_576,
     ("tokenizer_kl.py", ""): 66_456_019,
     ("tokenizer_multiscale.py", ""): 108_948_355,
     ("tokenizer_vq.py", ""): 71_883_403,
@@ -78,6 +81,9 @@ PARTS = {
     ("mar.py", "base", "^head/"): 35_749_920,
     ("mar.py", "large", "^head/"): 72_230_432,
     ("mar.py", "huge", "^head/"): 151_206_944,
+    ("ear.py", "base", "^head/"): 34_469_904,
+    ("ear.py", "large", "^head/"): 70_302_736,
+    ("ear.py", "huge", "^head/"): 148_500_496,
     ("tokenizer_kl.py", "", "/encoder/"): 28_265_760,
     ("tokenizer_kl.py", "", "/decoder/"): 38_188_931,
     ("tokenizer_multiscale.py", "", "/encoder/"): 44_107_872,
@@ -93,7 +99,9 @@ TOKENS = {"var.py": 680, "llamagen.py": 256, "tokenizer_multiscale.py": 680}
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 # Sizes of a published model differ in numbers, not in what reads their fields: one of each file,
 # and the others in the slow run.
-FIRST_SIZES = ("var:d16", "llamagen:B", "rar:b", "randar:L", "arpg:L", "par:XL", "mar:base")
+FIRST_SIZES = (
+    *("var:d16", "llamagen:B", "rar:b", "randar:L", "arpg:L", "par:XL", "mar:base", "ear:base"),
+)
 every_file = pytest.mark.parametrize("file", FILES)
 
 
@@ -111,6 +119,7 @@ def count(tree: Any, pattern: str = "") -> int:
 def test_all_files_are_here():
     names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py", "rar.py"}
     names |= {"tokenizer_kl.py", "mar.py", "maskgit.py", "randar.py", "arpg.py", "par.py"}
+    names |= {"ear.py"}
     assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
     names |= {
         f"tokenizer_{quantiser}.py" for quantiser in ("fsq", "lfq", "bsq", "bitwise", "vq_fine")

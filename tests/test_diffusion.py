@@ -120,13 +120,12 @@ def trained():
     optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, 1500))
 
     def loss(params, key):
-        class_key, code_key, time_key, noise_key = jax.random.split(key, 4)
+        class_key, code_key, *head_keys = jax.random.split(key, 4)
         which = jax.random.randint(class_key, (512,), 0, 2)
         codes = mean[which] + std[which] * jax.random.normal(code_key, (512, 2))
-        t = jax.random.randint(time_key, (512,), 0, head.steps)
-        noise = jax.random.normal(noise_key, (512, 2))
-        error, bound = head.apply({"params": params}, hidden[which], codes, t, noise, method="loss")
-        return (error + bound).mean()
+        draws = head.draws(jnp.stack(head_keys), (512,))
+        losses, _ = head.apply({"params": params}, hidden[which], codes, draws, method="loss")
+        return losses.mean()
 
     @jax.jit
     def train(params):
@@ -145,11 +144,11 @@ def head_samples(trained, scale: float = 1.0, temperature: float = 1.0):
     head, params, hidden, *_ = trained
     rows = jnp.repeat(hidden, 4000, axis=0)
     null = jnp.repeat(hidden[::-1], 4000, axis=0) if scale != 1.0 else None
-    start = jax.random.normal(jax.random.key(2), rows.shape)
-    noise = jax.random.normal(jax.random.key(3), (25, *rows.shape))
+    noise = jax.vmap(head.noise)(jax.random.split(jax.random.key(2), len(rows)))
+    assert noise["start"].shape == rows.shape and noise["steps"].shape == (len(rows), 25, 2)
     run = jax.jit(
         lambda rows, null: head.draw(
-            params, rows, start, noise, null=null, scale=scale, temperature=temperature
+            params, rows, noise, null=null, scale=scale, temperature=temperature
         )
     )
     return np.asarray(run(rows, null)).reshape(2, 4000, 2)
@@ -178,7 +177,9 @@ def test_the_bound_teaches_the_variance_only(trained):
     codes, t, noise = hidden * 0.3, jnp.asarray([40, 7]), jnp.ones((2, 2))
 
     def bound(params):
-        return head.apply({"params": params}, hidden, codes, t, noise, method="loss")[1].sum()
+        draws = {"times": t, "noise": noise}
+        parts = head.apply({"params": params}, hidden, codes, draws, method="loss")[1]
+        return parts["bound_bits"].sum()
 
     bias = jax.jit(jax.grad(bound))(params)["output"]["bias"]
     np.testing.assert_array_equal(bias[:2], 0.0)  # of the noise estimate

@@ -16,7 +16,7 @@ from ar_jax.convert.conversion import convert_files
 from ar_jax.convert.directory import export_directory, write_directory
 from ar_jax.convert.parity import mar as parity
 from ar_jax.convert.parity.case import Case
-from ar_jax.convert.parity.mar_sampling import guidance_of
+from ar_jax.convert.parity.masked_sets import guidance_of
 from ar_jax.convert.part import empty_params, release_shapes
 from ar_jax.evaluation.samples import sample_workdir
 from tests.config_files import load
@@ -150,7 +150,7 @@ def test_a_feed_forward_ratio_that_does_not_fit():
     shapes = {keys[0]: (128, 32), keys[1]: (192, 48)}
     with pytest.raises(ValueError, match=r"mlp_ratio is 2\.0, but .* 'encoder_blocks.* has 128"):
         mar._mlp_ratio(shapes, (32, 48), {"mlp_ratio": 2.0})
-    with pytest.raises(ValueError, match="MAR has one ratio for both"):
+    with pytest.raises(ValueError, match="one ratio is for all feed-forward layers"):
         mar._mlp_ratio(shapes | {keys[1]: (96, 48)}, (32, 48), {})
     # 100 * 0.57 is a little less than 57: the official layer has 56, and so has ours.
     few = {keys[0]: (56, 100), keys[1]: (56, 100)}

@@ -14,7 +14,7 @@ from ar_jax.objectives.masked import Masked, hidden_count, hide
 from tests.modules import apply
 from tests.objective_calls import close, gradient_of, loss_of, replicated, sharded
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.toy_masked import CLASSES, masked_system
+from tests.toy_masked import CLASSES, ENERGY, masked_system
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -74,11 +74,33 @@ def test_draws():
     law = stats.truncnorm(-1.2, 0.0, loc=1.0, scale=0.25)
     assert rate.shape == (2000,) and stats.kstest(rate, law.cdf).pvalue > 1e-3
     np.testing.assert_array_equal(np.sort(draws.order[:50], -1), np.tile(np.arange(16), (50, 3, 1)))
-    assert draws.times.shape == (2000, 3, 2, LENGTH) and draws.noise.shape == (2000, 3, 2, 16, 2)
-    assert draws.times.min() == 0 and draws.times.max() == SYSTEM.head.steps - 1
+    times, noise = draws.head["times"], draws.head["noise"]
+    assert times.shape == (2000, 3, 2, LENGTH) and noise.shape == (2000, 3, 2, 16, 2)
+    assert times.min() == 0 and times.max() == SYSTEM.head.steps - 1
     masked = jax.vmap(hide)(draws.order, draws.rate)
     counts = np.ceil(LENGTH * rate)
     np.testing.assert_array_equal(masked.sum(-1), np.tile(counts[:, None], 3))
+
+
+def test_without_an_encoder_the_decoder_sees_embedded_codes():
+    """Known codes, the class and the positions speak; hidden codes and their order do not."""
+    system, params = masked_system(**ENERGY)
+    backbone, weights = system.backbone, params["backbone"]
+    assert not {name for name in weights if name.startswith(("encoder", "hidden"))}
+    known = jnp.argsort(ORDER, axis=1) >= LENGTH - SEEN
+    out = apply(backbone, weights, CODES, COND, known)
+    hidden = jnp.where(known[..., None], CODES, 7.0)
+    np.testing.assert_array_equal(apply(backbone, weights, hidden, COND, known), out)
+
+    def reveal(module: Any, codes: Any, cond: Any, order: Any) -> Any:
+        return module.reveal(codes, cond, order, jnp.int32(SEEN), most=SEEN + 3)
+
+    again = apply(backbone, weights, CODES, COND, ORDER, method=reveal)
+    np.testing.assert_allclose(again, out, rtol=1e-4, atol=1e-5)
+    other = {"label": (COND["label"] + 1) % CLASSES}
+    assert np.abs(apply(backbone, weights, CODES, other, known) - out).min(axis=(1, 2)).max() > 0
+    moved = np.abs(apply(backbone, weights, CODES + 1.0, COND, known) - out).max((1, 2))
+    assert (moved > 0).all()
 
 
 def batch(**more: Any) -> dict[str, jax.Array]:
@@ -121,10 +143,13 @@ def test_dropped_labels_are_null():
 
 
 @pytest.mark.slow  # compiles for eight devices
-def test_eight_devices_train_as_one():
-    objective = Masked(system=SYSTEM, repeats=2)
-    one, _ = gradient_of(objective, TRAINED, {}, FROZEN, batch())
-    eight, _ = gradient_of(objective, replicated(TRAINED), {}, replicated(FROZEN), sharded(batch()))
+@pytest.mark.parametrize("changes", [{}, ENERGY], ids=["diffusion", "energy"])
+def test_eight_devices_train_as_one(changes):
+    system, params = masked_system(**changes)
+    trained = {name: params[name] for name in ("backbone", "head")}
+    objective = Masked(system=system, repeats=2)
+    one, _ = gradient_of(objective, trained, {}, FROZEN, batch())
+    eight, _ = gradient_of(objective, replicated(trained), {}, replicated(FROZEN), sharded(batch()))
     close(eight, one, rtol=1e-3, atol=1e-5)
 
 

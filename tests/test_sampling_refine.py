@@ -22,7 +22,7 @@ from ar_jax.sampling.loop import image_keys
 from ar_jax.sampling.refine import RefineNoise, RefineSampler, draw_codes, draw_noise, groups
 from tests.objective_calls import replicated, sharded
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.toy_masked import CLASSES, masked_system
+from tests.toy_masked import CLASSES, ENERGY, masked_system
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -51,7 +51,7 @@ def test_keys_and_their_noise_draw_the_same(sampler, drawn):
     np.testing.assert_allclose(again.codes, drawn.codes, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(np.sort(drawn.order, axis=1), [np.arange(16)] * len(LABELS))
     assert len(np.unique(drawn.order, axis=0)) == len(LABELS)
-    for part in (noise.start, noise.steps):
+    for part in noise.head.values():
         assert len(np.unique(part)) == part.size
         assert abs(float(part.mean())) < 0.2 and abs(float(part.std()) - 1) < 0.2
 
@@ -66,7 +66,10 @@ def test_an_image_depends_on_its_own_key_and_label(sampler, drawn):
 
 
 @pytest.mark.slow  # compiles for eight devices
-def test_eight_devices_draw_as_one(sampler, drawn):
+@pytest.mark.parametrize("changes", [{}, ENERGY], ids=["diffusion", "energy"])
+def test_eight_devices_draw_as_one(changes):
+    sampler: Any = create_sampler(*masked_system(**changes))
+    drawn = sampler({"label": LABELS}, KEYS, guidance=GUIDANCE)
     spread = dataclasses.replace(sampler, params=replicated(sampler.params))
     other = spread({"label": sharded(LABELS)}, sharded(KEYS), guidance=GUIDANCE)
     assert len(other.codes.sharding.device_set) == 8
@@ -117,8 +120,9 @@ def test_what_does_not_fit_is_refused(sampler):
         sampler(cond)
     with pytest.raises(ValueError, match=r"sampling\.top_k is 5, which means nothing"):
         sampler(cond, KEYS, knobs=Knobs(top_k=5))
-    noise = RefineNoise(jnp.zeros((8, 16), int), jnp.zeros((8, 16, 2)), jnp.zeros((3, 8, 16, 2)))
-    with pytest.raises(ValueError, match=r"they must be .*\(4, 8, 16, 2\)"):
+    head = {"start": jnp.zeros((8, 16, 2)), "steps": jnp.zeros((8, 16, 3, 2))}
+    noise = RefineNoise(jnp.zeros((8, 16), int), head)
+    with pytest.raises(ValueError, match=r"they must be .*\(8, 16, 4, 2\)"):
         sampler(cond, KEYS, noise=noise)
 
 
@@ -154,10 +158,12 @@ class Normal:
     """A head that draws from the mean and deviation it is given."""
 
     code_width = 1
-    sampling = types.SimpleNamespace(timesteps=(0,))
 
-    def draw(self, params: Any, hidden: Any, start: Any, noise: Any, **knobs: Any) -> Any:
-        return hidden[:, :1] + hidden[:, 1:] * start
+    def noise(self, key: Any) -> Any:
+        return jax.random.normal(key, (1,))
+
+    def draw(self, params: Any, hidden: Any, noise: Any, **knobs: Any) -> Any:
+        return hidden[:, :1] + hidden[:, 1:] * noise
 
 
 def drawn_codes(looks_away: bool, kept: Kept | None = None) -> np.ndarray:

@@ -210,3 +210,22 @@ def test_muon_needs_blocks():
 def test_bad_fields(field, value, message):
     with pytest.raises(ValueError, match=message):
         build_optimizer(**FIELDS | {field: value})
+
+
+def test_rate_factors_scale_whole_updates():
+    """Of the first pattern that fits, weight decay included; the others move as without."""
+    params = {"head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "rest": jnp.ones((2, 2))}
+    factors = (("^head/.*kernel$", 0.25), ("^head", 2.0))
+    moved = []
+    for more in ({}, {"rate_factors": factors}):
+        transform = build_optimizer(**FIELDS | more).transform
+        updates, _ = transform.update(params, transform.init(params), params, step=jnp.int32(9))
+        moved.append(updates)
+    plain, scaled = moved
+    np.testing.assert_allclose(scaled["head"]["kernel"], 0.25 * plain["head"]["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(scaled["head"]["bias"], 2.0 * plain["head"]["bias"], rtol=1e-6)
+    np.testing.assert_array_equal(scaled["rest"], plain["rest"])
+    with pytest.raises(ValueError, match=r"rate_factors=-1.0 must lie in"):
+        build_optimizer(**FIELDS, rate_factors=(("head", -1.0),))
+    with pytest.raises(ValueError, match=r"rate_factors holds '\(', no regular expression"):
+        build_optimizer(**FIELDS, rate_factors=(("(", 1.0),))

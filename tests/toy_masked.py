@@ -14,10 +14,18 @@ from ar_jax.objectives.likelihood import init_tokenizer
 from ar_jax.objectives.masked import Masked
 
 CLASSES = 3
+# Changes that make EAR's of it: no encoder, and a head of one pass.
+ENERGY: dict[str, Any] = dict(
+    backbone=dict(depth=0, width=12, heads=None),
+    head=dict(name="energy", code_width=2, width=16, depth=1, noise_width=3),
+)
 
 
 def masked_config(**changes: Any) -> dict[str, Any]:
-    """4 x 4 codes of 2 numbers; ``changes`` are dictionaries that update the section they name."""
+    """4 x 4 codes of 2 numbers; ``changes`` are dictionaries that update the section they name.
+
+    One of another 'name' takes the section's place.
+    """
     config: dict[str, Any] = dict(
         dtype="float32",
         tokenizer=dict(
@@ -54,7 +62,9 @@ def masked_config(**changes: Any) -> dict[str, Any]:
         objective=dict(name="masked"),
     )
     for section, fields in changes.items():
-        config[section] = {**config[section], **fields}
+        old = config[section]
+        same = fields.get("name", old.get("name")) == old.get("name")
+        config[section] = {**(old if same else {}), **fields}
     return config
 
 

@@ -2,7 +2,8 @@
 
 The encoder sees the codes that are known behind a buffer of class embeddings; the decoder sees its
 output and mask tokens at all other positions. Both attend in all directions. The decoder's hidden
-states, at every position, are the condition of a head.
+states, at every position, are the condition of a head. Without an encoder (EAR, arXiv:2505.07812)
+the decoder sees embedded codes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class EncoderDecoder(nn.Module, kw_only=True):
         schedule: of the codes; its steps matter to samplers only.
         code_width: C, numbers in a code.
         num_classes: the condition.
-        width, depth, heads: of the encoder.
+        width, depth, heads: of the encoder; of depth 0 there is none, nor the norm and position
+            table in front of it and the table behind the decoder, and ``width`` is the decoder's.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
         buffer: rows of the class embedding in front of the codes.
         mlp_ratio: the feed-forward layers are int(width * mlp_ratio) wide.
@@ -45,7 +47,7 @@ class EncoderDecoder(nn.Module, kw_only=True):
     num_classes: int
     width: int
     depth: int
-    heads: int
+    heads: int | None = None
     decoder_width: int
     decoder_depth: int
     decoder_heads: int
@@ -78,18 +80,21 @@ class EncoderDecoder(nn.Module, kw_only=True):
             num_classes=self.num_classes, width=self.width, init_std=self.init_std
         )
         self.token_embed = dense(self.width, "token_embed")
-        self.encoder_position = table("encoder_position", self.buffer + length, self.width)
-        self.encoder_input_norm = norm("encoder_input_norm")
-        self.encoder = self._stack(self.depth, self.width, self.heads, "encoder")
-        self.encoder_norm = norm("encoder_norm")
-        self.decoder_embed = dense(self.decoder_width, "decoder_embed")
+        if self.depth:
+            assert self.heads is not None
+            self.encoder_position = table("encoder_position", self.buffer + length, self.width)
+            self.encoder_input_norm = norm("encoder_input_norm")
+            self.encoder = self._stack(self.depth, self.width, self.heads, "encoder")
+            self.encoder_norm = norm("encoder_norm")
+            self.decoder_embed = dense(self.decoder_width, "decoder_embed")
         self.mask_token = table("mask_token", 1, self.decoder_width)
         self.decoder_position = table("decoder_position", self.buffer + length, self.decoder_width)
         self.decoder = self._stack(
             self.decoder_depth, self.decoder_width, self.decoder_heads, "decoder"
         )
         self.decoder_norm = norm("decoder_norm")
-        self.hidden_position = table("hidden_position", length, self.decoder_width)
+        if self.depth:
+            self.hidden_position = table("hidden_position", length, self.decoder_width)
 
     @property
     def conditioner(self) -> ClassOrNullCondition:
@@ -149,7 +154,7 @@ class EncoderDecoder(nn.Module, kw_only=True):
         *,
         train: bool = False,
     ) -> Array:
-        """The encoder's output [B, buffer + N, width]; rows of unknown codes mean nothing.
+        """What the decoder is fed, [B, buffer + N, width]; rows of unknown codes mean nothing.
 
         Args:
             codes: float32 [B, N, C].
@@ -158,10 +163,14 @@ class EncoderDecoder(nn.Module, kw_only=True):
             positions: int32 [B, N], where the codes belong; None: N = L, in order.
         """
         batch = len(codes)
+        buffer = self.condition(cond)[:, None]
+        tokens = self.token_embed(codes.astype(self.dtype)).astype(jnp.float32)
+        if not self.depth:
+            buffer = jnp.broadcast_to(buffer, (batch, self.buffer, self.width))
+            return jnp.concatenate([buffer, tokens], axis=1)
         table = self.encoder_position[self.buffer :]
-        places = table[None] if positions is None else table[positions]
-        buffer = self.condition(cond)[:, None] + self.encoder_position[None, : self.buffer]
-        tokens = self.token_embed(codes.astype(self.dtype)).astype(jnp.float32) + places
+        buffer = buffer + self.encoder_position[None, : self.buffer]
+        tokens = tokens + (table[None] if positions is None else table[positions])
         x = jnp.concatenate([buffer, tokens], axis=1)
         x = self.encoder_input_norm(x).astype(self.dtype)
         mask = None
@@ -185,7 +194,9 @@ class EncoderDecoder(nn.Module, kw_only=True):
             encoded: of `encode`, with the same ``known`` and ``positions``.
         """
         batch, length = len(encoded), self.schedule.length
-        x = self.decoder_embed(encoded.astype(self.dtype)).astype(jnp.float32)
+        x = encoded
+        if self.depth:
+            x = self.decoder_embed(x.astype(self.dtype)).astype(jnp.float32)
         buffer, tokens = x[:, : self.buffer], x[:, self.buffer :]
         if positions is None:
             assert known is not None
@@ -196,7 +207,8 @@ class EncoderDecoder(nn.Module, kw_only=True):
             tokens = empty.at[jnp.arange(batch)[:, None], places].set(tokens, mode="drop")
         x = jnp.concatenate([buffer, tokens], axis=1) + self.decoder_position[None]
         x, _ = self.decoder(x.astype(self.dtype), None, None, None, None, 0, None, train)
-        return self.decoder_norm(x)[:, self.buffer :] + self.hidden_position[None]
+        hidden = self.decoder_norm(x)[:, self.buffer :]
+        return hidden + self.hidden_position[None] if self.depth else hidden
 
     def _stack(self, depth: int, width: int, heads: int, name: str) -> Stack:
         return plain_stack(

@@ -33,6 +33,8 @@ def position_tables(backbone: Any) -> dict[str, CellTable | ScaleTable]:
     """'a/b', a path below the backbone -> what its rows are; {} if there are none (rotary)."""
     if isinstance(backbone, EncoderDecoder):
         held = CellTable(backbone.buffer)
+        if not backbone.depth:
+            return {"decoder_position": held}
         return {"encoder_position": held, "decoder_position": held, "hidden_position": CellTable()}
     if isinstance(backbone, Bidirectional):
         return {"position": CellTable(1)}

@@ -18,13 +18,13 @@ Options, beside the fields that the tensors say:
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from ar_jax.convert.part import Part, agree, find_state_dict, shape_of
-from ar_jax.convert.places import Places, Tensors, dense, fused, fused_bias, reshaped, same
+from ar_jax.convert.places import Places, Tensors, reshaped, same
+from ar_jax.convert.vit import adaptive_mlp, block, count_of, heads_of, linear, mlp_ratio, norm
 from ar_jax.convert.vqgan import LDM, Shapes, autoencoder_places, read_autoencoder
 
 # (depth, width) of the official encoders and decoders -> heads, which the tensors do not say.
@@ -88,8 +88,8 @@ def generator(shapes: Shapes, options: Mapping[str, Any], _: Tensors | None = No
         raise ValueError(
             f"'diffusion_pos_embed_learned' has {length} positions, which is no square"
         )
-    depth = agree("depth", _count(shapes, "encoder_blocks.{}.norm1.weight"), options, "the file")
-    decoder_depth = _count(shapes, "decoder_blocks.{}.norm1.weight")
+    depth = agree("depth", count_of(shapes, "encoder_blocks.{}.norm1.weight"), options, "the file")
+    decoder_depth = count_of(shapes, "decoder_blocks.{}.norm1.weight")
     backbone = dict(
         name="encoder_decoder",
         code_width=agree("code_width", code_width, options, "z_proj.weight"),
@@ -111,7 +111,7 @@ def generator(shapes: Shapes, options: Mapping[str, Any], _: Tensors | None = No
         name="diffusion",
         code_width=code_width,
         width=shape_of(shapes, "diffloss.net.input_proj.weight")[0],
-        depth=_count(shapes, "diffloss.net.res_blocks.{}.in_ln.weight"),
+        depth=count_of(shapes, "diffloss.net.res_blocks.{}.in_ln.weight"),
         sampling_steps=str(options.get("sampling_steps", "100")),
     )
     objective = dict(
@@ -156,17 +156,17 @@ def generator_part(config: Mapping[str, Any]) -> Part:
         "decoder_pos_embed_learned": table("decoder_position", decoder_width, 1),
         "diffusion_pos_embed_learned": table("hidden_position", decoder_width, 1),
         "class_emb.weight": same("backbone/condition/class_embed/embedding"),
-        **_linear("z_proj", "backbone/token_embed"),
-        **_norm("z_proj_ln", "backbone/encoder_input_norm"),
+        **linear("z_proj", "backbone/token_embed"),
+        **norm("z_proj_ln", "backbone/encoder_input_norm"),
     }
     for i in range(backbone["depth"]):
-        places |= _block(f"encoder_blocks.{i}", "backbone/encoder", width, backbone["heads"], i)
-    places |= _norm("encoder_norm", "backbone/encoder_norm")
-    places |= _linear("decoder_embed", "backbone/decoder_embed")
+        places |= block(f"encoder_blocks.{i}", "backbone/encoder", width, backbone["heads"], i)
+    places |= norm("encoder_norm", "backbone/encoder_norm")
+    places |= linear("decoder_embed", "backbone/decoder_embed")
     for i in range(backbone["decoder_depth"]):
         heads = backbone["decoder_heads"]
-        places |= _block(f"decoder_blocks.{i}", "backbone/decoder", decoder_width, heads, i)
-    places |= _norm("decoder_norm", "backbone/decoder_norm")
+        places |= block(f"decoder_blocks.{i}", "backbone/decoder", decoder_width, heads, i)
+    places |= norm("decoder_norm", "backbone/decoder_norm")
     places |= _head(head)
     sections = ("schedule", "backbone", "head", "objective", "sampling")
     return Part(
@@ -176,108 +176,22 @@ def generator_part(config: Mapping[str, Any]) -> Part:
     )
 
 
-def _block(key: str, stack: str, width: int, heads: int, layer: int) -> Places:
-    head_width = width // heads
-    root = f"{stack}/blocks"
-    attention = f"{root}/attention"
-    return {
-        **_norm(f"{key}.norm1", f"{root}/attention_norm", layer),
-        f"{key}.attn.qkv.weight": fused(attention, (width, heads, head_width), layer),
-        f"{key}.attn.qkv.bias": fused_bias(attention, (heads, head_width), layer),
-        f"{key}.attn.proj.weight": dense(
-            f"{attention}/out/kernel", (heads, head_width, width), 2, layer
-        ),
-        f"{key}.attn.proj.bias": same(f"{attention}/out/bias", layer),
-        **_norm(f"{key}.norm2", f"{root}/mlp_norm", layer),
-        **_linear(f"{key}.mlp.fc1", f"{root}/mlp/up", layer),
-        **_linear(f"{key}.mlp.fc2", f"{root}/mlp/down", layer),
-    }
-
-
 def _head(head: Mapping[str, Any]) -> Places:
-    width, root = head["width"], "diffloss.net"
-    places: Places = {
-        **_linear(f"{root}.time_embed.mlp.0", "head/time_embed_0"),
-        **_linear(f"{root}.time_embed.mlp.2", "head/time_embed_1"),
-        **_linear(f"{root}.cond_embed", "head/condition_embed"),
-        **_linear(f"{root}.input_proj", "head/noisy_embed"),
-    }
-    for i in range(head["depth"]):
-        key, ours = f"{root}.res_blocks.{i}", f"head/blocks_{i}"
-        places |= _norm(f"{key}.in_ln", f"{ours}/norm")
-        places |= _linear(f"{key}.mlp.0", f"{ours}/mlp/up")
-        places |= _linear(f"{key}.mlp.2", f"{ours}/mlp/down")
-        places |= _modulation(f"{key}.adaLN_modulation.1", f"{ours}/modulation", 3, width)
-    places |= _linear(f"{root}.final_layer.linear", "head/output")
-    final = f"{root}.final_layer.adaLN_modulation.1"
-    return places | _modulation(final, "head/final_modulation", 2, width)
-
-
-def _modulation(key: str, ours: str, vectors: int, width: int) -> Places:
+    root = "diffloss.net"
     return {
-        f"{key}.weight": dense(f"{ours}/kernel", (width, vectors, width)),
-        f"{key}.bias": reshaped(f"{ours}/bias", (vectors, width), (-1,)),
-    }
-
-
-def _linear(key: str, ours: str, layer: int | None = None) -> Places:
-    return {
-        f"{key}.weight": dense(f"{ours}/kernel", layer=layer),
-        f"{key}.bias": same(f"{ours}/bias", layer),
-    }
-
-
-def _norm(key: str, ours: str, layer: int | None = None) -> Places:
-    return {
-        f"{key}.weight": same(f"{ours}/scale", layer),
-        f"{key}.bias": same(f"{ours}/bias", layer),
+        **linear(f"{root}.time_embed.mlp.0", "head/time_embed_0"),
+        **linear(f"{root}.time_embed.mlp.2", "head/time_embed_1"),
+        **linear(f"{root}.cond_embed", "head/condition_embed"),
+        **linear(f"{root}.input_proj", "head/noisy_embed"),
+        **adaptive_mlp(root, head["depth"], head["width"]),
     }
 
 
 def _mlp_ratio(shapes: Shapes, widths: tuple[int, int], options: Mapping[str, Any]) -> float:
-    """The one ratio of both feed-forward widths, which officially are int(width * ratio).
-
-    Many ratios give the same widths: the option's, or the one of fewest digits.
-    """
+    """The one ratio of both feed-forward widths."""
     keys = [f"{side}_blocks.0.mlp.fc1.weight" for side in ("encoder", "decoder")]
-    inner = [shape_of(shapes, key)[0] for key in keys]
-
-    def fits(ratio: float) -> bool:
-        return [int(width * ratio) for width in widths] == inner
-
-    said = options.get("mlp_ratio")
-    if said is not None:
-        if not fits(said):
-            raise ValueError(
-                f"mlp_ratio is {said}, but for widths of {widths[0]} and {widths[1]} {keys[0]!r} "
-                f"has {inner[0]} and {keys[1]!r} {inner[1]} rows"
-            )
-        return float(said)
-    ratios = [rows / width for rows, width in zip(inner, widths, strict=True)]
-    least = max(ratios)
-    end = min((rows + 1) / width for rows, width in zip(inner, widths, strict=True))
-    for ratio in (*(round(least, digits) for digits in range(16)), least, (least + end) / 2):
-        if fits(ratio):
-            return float(ratio)
-    raise ValueError(
-        f"the feed-forward layers are {ratios[0]:g} times as wide as the encoder but "
-        f"{ratios[1]:g} times as wide as the decoder: MAR has one ratio for both"
-    )
+    return mlp_ratio(shapes, dict(zip(keys, widths, strict=True)), options)
 
 
 def _heads(name: str, size: tuple[int, int], options: Mapping[str, Any]) -> int:
-    """The option, or the heads of an official (depth, width)."""
-    if name not in options and size not in SIZES:
-        flag = "--heads=N" if name == "heads" else f"--option={name}=N"
-        raise ValueError(
-            f"{size[0]} blocks of width {size[1]} are no official size, and the tensors do not say "
-            f"{name}, the number of heads: give it with {flag}"
-        )
-    return options.get(name, SIZES.get(size))
-
-
-def _count(shapes: Shapes, pattern: str) -> int:
-    found = next(i for i in itertools.count() if pattern.format(i) not in shapes)
-    if not found:
-        raise ValueError(f"tensor {pattern.format(0)!r} is missing")
-    return found
+    return heads_of(name, size, SIZES, options)

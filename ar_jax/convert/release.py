@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ar_jax.convert import arpg, infinity, llamagen, mar, par, randar, rar, var
+from ar_jax.convert import arpg, ear, infinity, llamagen, mar, par, randar, rar, var
 from ar_jax.convert.part import Part
 from ar_jax.convert.places import Shape, Tensors
 
@@ -57,6 +57,7 @@ FAMILIES: dict[str, Family] = {
     "var": var,
     "llamagen": llamagen,
     "mar": mar,
+    "ear": ear,
     "rar": rar,
     "randar": randar,
     "arpg": arpg,

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ar_jax.nn.adaptive_mlp import NORM_EPSILON, XAVIER, AdaptiveBlock
 from ar_jax.nn.diffusion import Diffusion, timestep_features
-from ar_jax.nn.layers import MLP, LayerNorm, layer_norm
+from ar_jax.nn.layers import layer_norm
 from ar_jax.nn.modulation import Modulation
 
 Array = jax.Array
 
 TIME_FEATURES = 256
-NORM_EPSILON = 1e-6
-XAVIER = nn.initializers.xavier_uniform()
 
 
 class DiffusionHead(nn.Module, kw_only=True):
@@ -34,6 +33,12 @@ class DiffusionHead(nn.Module, kw_only=True):
         steps: of the diffusion in training.
         sampling_steps: which of them sampling keeps; see `ar_jax.nn.diffusion.respace`.
     """
+
+    # What evaluation reports of the loss, the sum of both.
+    METRICS: ClassVar[dict[str, str]] = {
+        "noise_error": "mean squared error of the head's estimate of unit-variance noise",
+        "bound_bits": "variational bound of one step, bits per number of a code",
+    }
 
     code_width: int
     width: int
@@ -53,7 +58,7 @@ class DiffusionHead(nn.Module, kw_only=True):
         self.condition_embed = dense("condition_embed")
         self.noisy_embed = dense("noisy_embed")
         self.blocks = [
-            DiffusionBlock(dtype=self.dtype, name=f"blocks_{i}") for i in range(self.depth)
+            AdaptiveBlock(dtype=self.dtype, name=f"blocks_{i}") for i in range(self.depth)
         ]
         self.final_modulation = Modulation(vectors=2, kernel_init=zeros, dtype=self.dtype)
         self.output = nn.Dense(2 * self.code_width, kernel_init=zeros, dtype=jnp.float32)
@@ -95,25 +100,50 @@ class DiffusionHead(nn.Module, kw_only=True):
         """The condition [N, width] of `denoise`."""
         return self.condition_embed(hidden.astype(self.dtype))
 
-    def loss(self, hidden: Array, codes: Array, t: Array, noise: Array) -> tuple[Array, Array]:
-        """(squared error of the noise, variational bound in bits), float32 [N] each.
+    def loss(self, hidden: Array, codes: Array, draws: Any) -> tuple[Array, dict[str, Array]]:
+        """(loss, what it is the sum of): squared error of the noise plus the bound, float32 [N].
 
         Args:
             hidden: [N, D].
             codes: clean [N, C].
-            t: timesteps int32 [N] in [0, steps).
-            noise: standard normal [N, C].
+            draws: see `draws`, with leaves [N, ...].
         """
+        t, noise = draws["times"], draws["noise"]
         x = self.training.add_noise(codes, t, noise)
-        return self.training.loss(codes, t, noise, *self(hidden, x, t))
+        error, bound = self.training.loss(codes, t, noise, *self(hidden, x, t))
+        return error + bound, {"noise_error": error, "bound_bits": bound}
+
+    @nn.nowrap
+    def draws(self, keys: Array, shape: tuple[int, ...]) -> dict[str, Array]:
+        """What chance decides in losses of so many codes, from two keys.
+
+        Timesteps int32 [*shape] in [0, steps) and standard normal noise [*shape, C].
+        """
+        return {
+            "times": jax.random.randint(keys[0], shape, 0, self.steps),
+            "noise": jax.random.normal(keys[1], (*shape, self.code_width)),
+        }
+
+    @nn.nowrap
+    def noise(self, key: Array) -> dict[str, Array]:
+        """What one code is drawn from: 'start' [C] and 'steps' [S, C], standard normal.
+
+        'start' is where the process starts, 'steps' is of its S steps, the last of which takes
+        none.
+        """
+
+        def normal(draw: Array | int) -> Array:
+            return jax.random.normal(jax.random.fold_in(key, draw), (self.code_width,))
+
+        steps = 1 + jnp.arange(len(self.sampling.timesteps))
+        return {"start": normal(0), "steps": jax.vmap(normal)(steps)}
 
     @nn.nowrap
     def draw(
         self,
         params: Any,
         hidden: Array,
-        start: Array,
-        noise: Array | Callable[[Array], Array],
+        noise: Any,
         *,
         null: Array | None = None,
         scale: Array | float = 1.0,
@@ -123,7 +153,8 @@ class DiffusionHead(nn.Module, kw_only=True):
 
         Args:
             params: of this head.
-            start, noise, temperature: see `Diffusion.sample`.
+            noise: see `noise`, with leaves [N, ...].
+            temperature: a factor on the noise of the steps.
             null: hidden states [N, D] of the unconditional model, for guidance: the noise estimate
                 becomes null + ``scale`` (cond - null), the variance stays the conditional one's.
         """
@@ -139,36 +170,10 @@ class DiffusionHead(nn.Module, kw_only=True):
             cond, uncond = jnp.split(estimate, 2)
             return self.guide(cond, uncond, scale), coefficient[: len(x)]
 
-        return self.sampling.sample(predict, start, noise, temperature)
+        steps = noise["steps"].swapaxes(0, 1)
+        return self.sampling.sample(predict, noise["start"], steps, temperature)
 
     @staticmethod
     def guide(cond: Array, null: Array, scale: Array | float) -> Array:
         """Classifier-free guidance on noise estimates: null + scale * (cond - null)."""
         return null + scale * (cond - null)
-
-
-class DiffusionBlock(nn.Module, kw_only=True):
-    """x + gate * mlp(norm(x) * (1 + scale) + shift), the three vectors from the condition."""
-
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Array, condition: Array) -> Array:
-        """x [N, W] and its condition [N, 1, W] -> [N, W]."""
-        width = x.shape[-1]
-        vectors = Modulation(
-            vectors=3, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation"
-        )(condition)
-        shift, scale, gate = (vectors[:, 0, i] for i in range(3))
-        h = LayerNorm(epsilon=NORM_EPSILON, name="norm")(x) * (1 + scale) + shift
-        h = MLP(
-            hidden=width,
-            activation="silu",
-            gated=False,
-            bias=True,
-            kernel_init=XAVIER,
-            out_init=XAVIER,
-            dtype=self.dtype,
-            name="mlp",
-        )(h.astype(self.dtype))
-        return x + gate * h

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.struct
 import jax
@@ -16,17 +16,16 @@ from ar_jax.objectives.ranges import check_share
 
 @flax.struct.dataclass
 class MaskedDraws:
-    """All that chance decides in a batch, in place of a key; R repeats."""
+    """All that chance decides in a batch, in place of a key."""
 
     order: Array  # int32 [B, L], the positions in an order of each image's own
     rate: Array | float  # the first ceil(L rate) of the order are hidden; see `hidden_count`
-    times: Array  # int32 [B, R, L], timesteps of the head's diffusion
-    noise: Array  # float32 [B, R, L, C], standard normal
+    head: Any  # of the head's loss, see its `draws`: leaves [B, R, L, ...], R repeats
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masked:
-    """The head's denoising loss of the hidden codes, mean over them (arXiv:2406.11838).
+    """The head's loss of the hidden codes, mean over them (arXiv:2406.11838).
 
     Attributes:
         system: the generator; its tokenizer is frozen.
@@ -34,15 +33,8 @@ class Masked:
         rate_mean, rate_std, rate_min: the share of hidden codes, one for a batch, is normal,
             truncated to [rate_min, 1]; ceil(L rate) codes of every image are hidden, in an order
             of its own.
-        repeats: noisy versions of each code that the head is trained on, per hidden state.
+        repeats: draws of the head's loss for each code, of one hidden state.
     """
-
-    # What evaluation reports of it.
-    METRICS: ClassVar[dict[str, str]] = {
-        "loss": "noise_error plus bound_bits, mean over the hidden codes",
-        "noise_error": "mean squared error of the head's estimate of unit-variance noise",
-        "bound_bits": "variational bound of one step, bits per number of a code",
-    }
 
     system: System
     label_dropout: float = 0.1
@@ -62,6 +54,11 @@ class Masked:
             raise ValueError(f"objective.repeats is {self.repeats}; it must be at least 1")
 
     @property
+    def METRICS(self) -> dict[str, str]:
+        """What evaluation reports of it."""
+        return {"loss": "the head's loss, mean over the hidden codes", **self.system.head.METRICS}
+
+    @property
     def tokens_per_image(self) -> int:
         """Codes of one image, for throughput."""
         return self.system.schedule.length
@@ -74,9 +71,11 @@ class Masked:
         known = jnp.ones(codes.shape[:2], bool)
         cond = backbone.conditioner.empty(1)
         hidden = jnp.zeros((1, backbone.hidden_width), jnp.float32)
+        drawn = jax.eval_shape(lambda keys: head.draws(keys, (1,)), jax.random.split(key))
+        draws = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), drawn)
         return {
             "backbone": backbone.init(backbone_key, codes, cond, known)["params"],
-            "head": head.init(head_key, hidden, codes[:, 0], jnp.zeros(1, jnp.int32))["params"],
+            "head": head.init(head_key, hidden, codes[:, 0], draws, method="loss")["params"],
         }
 
     def init_stats(self, params: Params) -> Stats:
@@ -142,19 +141,18 @@ class Masked:
             rngs=None if dropout is None else {"dropout": dropout},
             method="reveal",
         )  # [B, L, D]
-        shape = draws.times.shape  # [B, R, L]
+        shape = (len(codes), self.repeats, length)  # [B, R, L]
 
         def rows(x: Array) -> Array:
             """[B, L, n] -> [B R L, n]; images stay outermost, as they lie on the devices."""
             return jnp.broadcast_to(x[:, None], (*shape, x.shape[-1])).reshape(-1, x.shape[-1])
 
         with jax.named_scope("head_and_loss"):
-            error, bound = head.apply(
+            losses, parts = head.apply(
                 {"params": params["head"]},
                 rows(hidden),
                 rows(codes),
-                draws.times.reshape(-1),
-                draws.noise.reshape(-1, codes.shape[-1]),
+                jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), draws.head),
                 method="loss",
             )
         share = hide(draws.order, draws.rate, self.rate_min).astype(jnp.float32)
@@ -165,24 +163,18 @@ class Masked:
         def mean(values: Array) -> Array:
             return (values * counted).sum() / jnp.maximum(counted.sum(), 1e-9)
 
-        metrics = {"noise_error": mean(error), "bound_bits": mean(bound)}
-        return mean(error + bound), Aux(metrics=metrics)
+        return mean(losses), Aux(metrics=jax.tree.map(mean, parts))
 
     def draw(self, key: Array, shape: tuple[int, ...]) -> MaskedDraws:
         """Draws for codes of shape (B, L, C)."""
-        rate_key, order_key, time_key, noise_key = jax.random.split(key, 4)
-        batch, length, width = shape
+        rate_key, order_key, *head_keys = jax.random.split(key, 4)
+        batch, length, _ = shape
         low = (self.rate_min - self.rate_mean) / self.rate_std
         high = (1.0 - self.rate_mean) / self.rate_std
         rate = self.rate_mean + self.rate_std * jax.random.truncated_normal(rate_key, low, high)
         order = jnp.argsort(jax.random.uniform(order_key, (batch, length)), axis=1)
-        repeated = (batch, self.repeats, length)
-        return MaskedDraws(
-            order=order.astype(jnp.int32),
-            rate=rate,
-            times=jax.random.randint(time_key, repeated, 0, self.system.head.steps),
-            noise=jax.random.normal(noise_key, (*repeated, width)),
-        )
+        drawn = self.system.head.draws(jnp.stack(head_keys), (batch, self.repeats, length))
+        return MaskedDraws(order=order.astype(jnp.int32), rate=rate, head=drawn)
 
     def finish(
         self, params: Params, stats: Stats, sums: Any, last: Any, key: Array

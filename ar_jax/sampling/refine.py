@@ -21,7 +21,7 @@ from ar_jax.api import Array, Cond, Params, Samples, System
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.kept import Kept, check_kept, kept_first
-from ar_jax.sampling.loop import check_keys, draw_order
+from ar_jax.sampling.loop import check_keys, draw_order, image_keys
 from ar_jax.schedules import Schedule
 
 MAX_GROUPS = 8
@@ -32,17 +32,16 @@ UNUSED = tuple(field.name for field in dataclasses.fields(Knobs) if field.name !
 class RefineNoise:
     """All that chance decides, in place of keys.
 
-    The n-th row of ``start`` and ``steps`` belongs to the code drawn n-th, position ``order[n]``.
+    The n-th row of the head's noise belongs to the code drawn n-th, position ``order[n]``.
     """
 
     order: Array  # int32 [B, L], the positions in the order in which they are drawn
-    start: Array  # float32 [B, L, C], standard normal: where the head starts
-    steps: Array  # float32 [S, B, L, C], standard normal: of the head's steps, the last unused
+    head: Any  # what codes are drawn from, see the head's `noise`: leaves [B, L, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class RefineSampler:
-    """Samples from a system of an encoder-decoder backbone and a diffusion head."""
+    """Samples from a system of an encoder-decoder backbone and a head of continuous codes."""
 
     system: System
     params: Params  # {'tokenizer', 'backbone', 'head'}, as trained
@@ -69,7 +68,7 @@ class RefineSampler:
             cond: ``{'label': int32 [B]}``.
             keys: one typed key an image [B]; an image depends on its own alone. Not needed where
                 ``noise`` is given, which comes first.
-            knobs: of these the temperature, a factor on the noise of the head's steps.
+            knobs: of these the temperature; see the head's `draw`.
             guidance: default none.
             noise: in place of the keys'; see `draw_noise`.
             given, keep: codes [B, L, C] as images have them, and bool [B, L], which of them these
@@ -95,14 +94,11 @@ class RefineSampler:
             )
         keys = keys if noise is None else None  # one program, whoever gives both
         if noise is not None:
-            shape = (batch_size, schedule.length, head.code_width)
-            steps = (len(head.sampling.timesteps), *shape)
-            found = (noise.order.shape, noise.start.shape, noise.steps.shape)
-            if found != (shape[:2], shape, steps):
-                raise ValueError(
-                    f"order, start and steps of the noise have the shapes {found}; they must be "
-                    f"{(shape[:2], shape, steps)}"
-                )
+            draw = functools.partial(draw_noise, self.system)
+            anew = jax.eval_shape(draw, image_keys(0, 0, batch_size))
+            found, wanted = (jax.tree.map(jnp.shape, each) for each in (noise, anew))
+            if found != wanted:
+                raise ValueError(f"the noise has the shapes {found}; they must be {wanted}")
         kept = check_kept(given, keep, (batch_size, schedule.length, head.code_width))
         arguments, guided = self._arguments(cond, keys, knobs, guidance, noise)
         codes, order = draw_codes(self.system, *arguments, kept, guided=guided)
@@ -157,22 +153,15 @@ def groups(schedule: Schedule) -> tuple[tuple[int, int], ...]:
 def draw_noise(system: System, keys: Array) -> RefineNoise:
     """The noise that keys [B] stand for."""
     length = system.schedule.length
-    count = len(system.head.sampling.timesteps)
-    width = system.head.code_width
-    ranks = jnp.arange(length)
-    return RefineNoise(
-        order=draw_order(keys, length),
-        start=_row_noise(keys, ranks, 0, width),
-        steps=jax.vmap(lambda n: _row_noise(keys, ranks, n + 1, width))(jnp.arange(count)),
-    )
+    drawn = _head_noise(system.head, keys, jnp.arange(length))
+    return RefineNoise(order=draw_order(keys, length), head=drawn)
 
 
-def _row_noise(keys: Array, ranks: Array, draw: Array | int, width: int) -> Array:
-    """Normal [B, n, C]: a function of the image's key, the code's rank [n], and which draw."""
+def _head_noise(head: Any, keys: Array, ranks: Array) -> Any:
+    """The head's noise, leaves [B, n, ...], of the codes drawn at these ranks [n]."""
 
-    def one(key: Array, rank: Array) -> Array:
-        key = jax.random.fold_in(jax.random.fold_in(key, rank), draw)
-        return jax.random.normal(key, (width,))
+    def one(key: Array, rank: Array) -> Any:
+        return head.noise(jax.random.fold_in(key, rank))
 
     return jax.vmap(lambda key: jax.vmap(lambda rank: one(key, rank))(ranks))(keys)
 
@@ -234,19 +223,16 @@ def draw_codes(
     def both(x: Array) -> Array:
         return jnp.concatenate([x, x]) if guided else x
 
-    def draws(first: Array, count: int) -> tuple[Array, Any]:
-        """(start [B n, C], noise of the head's steps) of the codes drawn from the first-th on."""
+    def draws(first: Array, count: int) -> Any:
+        """The head's noise, leaves [B n, ...], of the codes drawn from the first-th on."""
         ranks = first + jnp.arange(count)
         if noise is None:
             assert keys is not None
-
-            def steps(n: Array) -> Array:
-                return _row_noise(keys, ranks, n + 1, width).reshape(-1, width)
-
-            return _row_noise(keys, ranks, 0, width).reshape(-1, width), steps
-        index = jnp.minimum(ranks, length - 1)  # padding takes any
-        start, later = jnp.take(noise.start, index, 1), jnp.take(noise.steps, index, 2)
-        return start.reshape(-1, width), later.reshape(len(later), -1, width)
+            drawn = _head_noise(head, keys, ranks)
+        else:
+            index = jnp.minimum(ranks, length - 1)  # padding takes any
+            drawn = jax.tree.map(lambda x: jnp.take(x, index, 1), noise.head)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), drawn)
 
     def hidden_at(codes: Array, seen: Array, known: Array | None, wanted: Array) -> Array:
         """Hidden states [B or 2B, n, D] of the positions ``wanted`` [B, n]."""
@@ -268,14 +254,12 @@ def draw_codes(
         hidden = hidden_at(codes, order[:, :visible], known, wanted).reshape(
             -1, backbone.hidden_width
         )
-        start, steps = draws(first, size)
         split = batch_size * size
         with jax.named_scope("refine_head"):
             drawn: Any = head.draw(
                 params["head"],
                 hidden[:split],
-                start,
-                steps,
+                draws(first, size),
                 null=hidden[split:] if guided else None,
                 scale=xs["scale"],
                 temperature=temperature,

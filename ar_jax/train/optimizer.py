@@ -103,6 +103,7 @@ def build_optimizer(
     weight_decay_end: float | None = None,
     no_decay: Sequence[str] = (),
     freeze: Sequence[str] = (),
+    rate_factors: Sequence[tuple[str, float]] = (),
     clip_norm: float = 0.0,
 ) -> Optimizer:
     """The optimiser of ``config.optimizer`` for a run of ``config.train.steps`` steps.
@@ -119,6 +120,8 @@ def build_optimizer(
         freeze: regular expressions on 'a/b/c' paths of parameters that are not trained and stay bit
             for bit, in their running mean too; ('autoencoder/encoder', 'autoencoder/to_code',
             'quantizer') trains a tokenizer's decoder for codes that stay.
+        rate_factors: (regular expression, factor) pairs: the learning rate of parameters whose path
+            matches is multiplied; of several pairs that match by the first.
         clip_norm: largest global norm of the gradient; 0: no clipping.
 
     Raises:
@@ -134,7 +137,9 @@ def build_optimizer(
     _check_range("learning_rate", learning_rate, 0.0, math.inf)
     _check_range("clip_norm", clip_norm, 0.0, math.inf)
     _check_range("weight_decay", weight_decay, 0.0, math.inf)
-    for field, patterns in (("no_decay", no_decay), ("freeze", freeze)):
+    factored = [pattern for pattern, _ in rate_factors]
+    named = (("no_decay", no_decay), ("freeze", freeze), ("rate_factors", factored))
+    for field, patterns in named:
         for pattern in patterns:
             try:
                 re.compile(pattern)
@@ -142,6 +147,8 @@ def build_optimizer(
                 raise ValueError(
                     f"config.optimizer.{field} holds {pattern!r}, no regular expression: {error}"
                 ) from error
+    for _, factor in rate_factors:
+        _check_range("rate_factors", factor, 0.0, math.inf)
     ratio = learning_rate_ratio(
         steps=steps,
         schedule=schedule,
@@ -164,7 +171,7 @@ def build_optimizer(
         optax.partition({"muon": _muon(), "rest": scale}, _muon_labels)
         if name == "muon"
         else scale,
-        _descend(rate, decay, decays),
+        _descend(rate, decay, decays, tuple(rate_factors)),
     )
     return Optimizer(
         transform=transform, learning_rate=rate, weight_decay=decay, decays=decays, freeze=frozen
@@ -300,7 +307,10 @@ def _muon_labels(params: Any) -> Any:
 
 
 def _descend(
-    rate: Schedule, decay: Schedule, decays: Callable[[str, tuple[int, ...]], bool]
+    rate: Schedule,
+    decay: Schedule,
+    decays: Callable[[str, tuple[int, ...]], bool],
+    factors: Sequence[tuple[str, float]],
 ) -> optax.GradientTransformationExtraArgs:
     """-rate(step) * (update + decay(step) * param): AdamW's last line (arXiv:1711.05101)."""
 
@@ -313,9 +323,11 @@ def _descend(
         eta, weight = rate(step), decay(step)
 
         def one(path: tuple[Any, ...], update: Array, param: Array) -> Array:
-            if decays(path_name(path), param.shape):
+            name = path_name(path)
+            if decays(name, param.shape):
                 update = update + weight * param
-            return -eta * update
+            factor = next((f for pattern, f in factors if matches_any(name, [pattern])), 1.0)
+            return -eta * factor * update
 
         return jax.tree_util.tree_map_with_path(one, updates, params), state
 

@@ -169,6 +169,9 @@ def others() -> Iterator[Row]:
         ("mar", "base", 8),
         ("mar", "large", 8),
         ("mar", "huge", 4),
+        ("ear", "base", 8),
+        ("ear", "large", 8),
+        ("ear", "huge", 4),
     ):
         yield Row(
             system=system,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -12,31 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from ar_jax import schedules
-from ar_jax.api import System
-from ar_jax.build import build_system, build_tokenizer
+from ar_jax.build import build_tokenizer
 from ar_jax.convert import mar
-from ar_jax.convert.parity import mar_sampling
+from ar_jax.convert.parity import masked_sets
 from ar_jax.convert.parity.case import Case
 from ar_jax.convert.parity.compare import Outputs, Section, with_model
-from ar_jax.convert.parity.readings import nchw, norms, said
-from ar_jax.convert.parity.stand_in import stand_in, stand_in_params
-from ar_jax.convert.part import Part, empty_params
-from ar_jax.convert.places import official_tensor
+from ar_jax.convert.parity.masked_sets import Model, channels_last
+from ar_jax.convert.parity.readings import nchw, said
+from ar_jax.convert.part import empty_params
 from ar_jax.heads.diffusion import TIME_FEATURES, DiffusionHead
 from ar_jax.nn.diffusion import Diffusion, timestep_features
-from ar_jax.objectives.masked import Masked, MaskedDraws, hide
 from ar_jax.tokenizers.kl import Posterior
 
 NOT_APPLICABLE: dict[str, str] = {}
 ADDED = 1e-5  # to ten times what was measured: "plus 1e-5 relative"
-# Of the official code.
-LABEL_DROPOUT, RATE_MIN = 0.1, 0.7
 SUMS = {"vae_kl": "vae_moments", "train_loss": "head_raw_output"}
 
 
 def inputs(case: Case) -> tuple[str, ...]:
     """See `ar_jax.convert.parity.compare.Family`."""
-    runs = [sampler["tag"] for sampler in _samplers(case)]
+    runs = [sampler["tag"] for sampler in masked_sets.samplers(case)]
     return (
         *("image", "vae_sample_noise", "latent", "labels", "orders", "mask_rate", "pmv_x"),
         *("head_target", "head_z", "head_noise", "head_t", "head_loss_mask"),
@@ -57,7 +51,7 @@ def sections(case: Case) -> Iterator[Section]:
     model = functools.cache(functools.partial(load, case))
     yield Section(("vae_*",), functools.partial(_autoencoder, case))
     yield Section(("patchified",), lambda: [("patchified", model().codes)])
-    yield Section(("mask",), with_model(_mask, model))
+    yield Section(("mask",), with_model(masked_sets.mask, model))
     yield Section(("encoder_features", "decoder_features"), with_model(_features, model))
     yield Section(("head_x_t", "head_raw_output", "head_loss_*"), with_model(_head, model))
     yield Section(("head_time_embedding_input",), functools.partial(_time, case))
@@ -71,56 +65,13 @@ def sections(case: Case) -> Iterator[Section]:
         how = name, found[1], float(found[2]), float(found[3])
         yield Section((name,), with_model(_head_sample, model, *how))
     yield Section(("train_*", "grad:*"), with_model(_training, model))
-    for sampler in _samplers(case):
-        yield Section((f"{sampler['tag']}_*",), with_model(mar_sampling.run, model, sampler))
+    for sampler in masked_sets.samplers(case):
+        yield Section((f"{sampler['tag']}_*",), with_model(_sampling, model, sampler))
 
 
-def _samplers(case: Case) -> list[dict[str, Any]]:
-    return case.spec.get("config", {}).get("samplers", [])
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A case and our system with its weights, and a stand-in for an autoencoder."""
-
-    case: Case
-    system: System
-    params: dict[str, Any]  # {'tokenizer', 'backbone', 'head'}
-    generator: Part
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.case[name]
-
-    @property
-    def cond(self) -> dict[str, jax.Array]:
-        """The labels."""
-        return {"label": jnp.asarray(self["labels"], jnp.int32)}
-
-    @property
-    def rate(self) -> float:
-        """The share of hidden codes; what was recorded in float32 was no other number before."""
-        said = self.case.spec["config"].get("mask_rate")
-        return float(str(self["mask_rate"])) if said is None else float(said)
-
-    @functools.cached_property
-    def codes(self) -> jax.Array:
-        """The recorded latent as codes [B, L, C]."""
-        return self.ask("tokenizer", "patchify", channels_last(self["latent"]))
-
-    def ask(self, part: str, method: str | None, *args: Any) -> Any:
-        """What a method of the tokenizer, backbone or head gives, compiled."""
-        module = getattr(self.system, part)
-        apply = functools.partial(module.apply, method=method)
-        return jax.jit(apply)({"params": self.params[part]}, *args)
-
-    def respaced(self, spacing: str) -> DiffusionHead:
-        """The head that samples with other steps."""
-        return self.system.head.clone(sampling_steps=spacing)
-
-
-def channels_last(array: Any) -> jax.Array:
-    """NCHW -> NHWC."""
-    return jnp.asarray(np.asarray(array).transpose(0, 2, 3, 1))
+def respaced(model: Model, spacing: str) -> DiffusionHead:
+    """The head that samples with other steps."""
+    return model.system.head.clone(sampling_steps=spacing)
 
 
 def load(case: Case) -> Model:
@@ -149,13 +100,7 @@ def load(case: Case) -> Model:
     # Officially no spacing at all means every step.
     options["sampling_steps"] = net.get("num_sampling_steps") or str(DiffusionHead.steps)
     generator = mar.generator(case.shapes("mar"), options | {"iterations": 1})
-    side = generator.section["schedule"]["grid"] * patch
-    width = generator.section["head"]["code_width"] // patch**2
-    tokenizer = stand_in((side, side), name="kl", patch=patch, code_width=width)
-    built = {"dtype": "float32", **tokenizer, **generator.section}
-    params = case.params("mar", generator, empty_params(built, "generator"))
-    params["tokenizer"] = stand_in_params(built)
-    return Model(case, build_system(built), params, generator)
+    return Model.load(case, "mar", generator, patch)
 
 
 def _autoencoder(case: Case) -> Outputs:
@@ -187,17 +132,9 @@ def _autoencoder(case: Case) -> Outputs:
         yield "vae_recon_from_sample", nchw(decode(sample))
 
 
-def _hidden_codes(model: Model) -> jax.Array:
-    return hide(jnp.asarray(model["orders"], jnp.int32), model.rate)
-
-
-def _mask(model: Model) -> Outputs:
-    yield "mask", _hidden_codes(model).astype(jnp.float32)
-
-
 def _features(model: Model) -> Outputs:
     codes, buffer = model.codes, model.system.backbone.buffer
-    masked = _hidden_codes(model)
+    masked = model.hidden
     encoded = np.asarray(model.ask("backbone", "encode", codes, model.cond, ~masked))
     seen = [np.flatnonzero(~row) for row in np.asarray(masked)]
     rows = [np.concatenate([np.arange(buffer), buffer + index]) for index in seen]
@@ -212,13 +149,14 @@ def _head(model: Model) -> Outputs:
     yield "head_x_t", x
     estimate, coefficient = model.ask("head", None, model["head_z"], x, t)
     yield "head_raw_output", jnp.concatenate([estimate, coefficient], axis=-1)
-    mse, bound = model.ask("head", "loss", model["head_z"], target, t, noise)
-    yield "head_loss_mse", mse
-    yield "head_loss_vb", bound
-    yield "head_loss_loss", mse + bound
+    draws = {"times": t, "noise": noise}
+    loss, parts = model.ask("head", "loss", model["head_z"], target, draws)
+    yield "head_loss_mse", parts["noise_error"]
+    yield "head_loss_vb", parts["bound_bits"]
+    yield "head_loss_loss", loss
     if "head_loss_masked_mean" in model.case.io:
         weights = model["head_loss_mask"]
-        yield "head_loss_masked_mean", ((mse + bound) * weights).sum() / weights.sum()
+        yield "head_loss_masked_mean", (loss * weights).sum() / weights.sum()
 
 
 def _time(case: Case) -> Outputs:
@@ -243,7 +181,7 @@ def _lengths(case: Case) -> Outputs:
 
 def _steps(model: Model, spacing: str) -> Outputs:
     """One step of the respaced process at every index, from the same x."""
-    process = model.respaced(spacing).sampling
+    process = respaced(model, spacing).sampling
     x, z = jnp.asarray(model["pmv_x"]), jnp.asarray(model["head_z"])
 
     @jax.jit
@@ -260,16 +198,17 @@ def _steps(model: Model, spacing: str) -> Outputs:
 
 def _head_sample(model: Model, name: str, spacing: str, cfg: float, temperature: float) -> Outputs:
     """Codes of the head alone, rows of the conditional and of the unconditional half."""
-    head, params = model.respaced(spacing), model.params["head"]
+    head, params = respaced(model, spacing), model.params["head"]
     z, start = jnp.asarray(model["head_z"]), jnp.asarray(model[f"{name}_init_noise"])
     noise = jnp.asarray(model[f"{name}_step_noise"])
-    if len(start) == len(z):
-        draw = jax.jit(functools.partial(head.draw, temperature=temperature))
-        yield name, draw(params, z, start, noise)
-        return
     half = len(start)
+    rows = {"start": start, "steps": noise[:, :half].swapaxes(0, 1)}
+    if half == len(z):
+        draw = jax.jit(functools.partial(head.draw, temperature=temperature))
+        yield name, draw(params, z, rows)
+        return
     draw = jax.jit(functools.partial(head.draw, scale=cfg, temperature=temperature))
-    drawn = draw(params, z[:half], start, noise[:, :half], null=z[half:])
+    drawn = draw(params, z[:half], rows, null=z[half:])
 
     # The official code carries the unconditional rows along, with the guided noise estimate and
     # their own variance; nothing uses them, but they are recorded.
@@ -286,37 +225,19 @@ def _head_sample(model: Model, name: str, spacing: str, cfg: float, temperature:
 
 
 def _training(model: Model) -> Outputs:
-    config, system = model.case.config("mar"), model.system
-    codes = model.codes
-    batch, length, width = codes.shape
+    width = model.codes.shape[-1]
+    draws = {
+        "times": model.rows("train_t").astype(jnp.int32),
+        "noise": model.rows("train_noise", width),
+    }
+    return masked_sets.training(model, model.case.config("mar"), draws)
 
-    def rows(name: str, *last: int) -> jax.Array:
-        """Recorded rows (repeat, image, position) -> [B, R, L, ...]."""
-        recorded = model[name].reshape(-1, batch, length, *last)
-        return jnp.asarray(recorded.swapaxes(0, 1))
 
-    draws = MaskedDraws(
-        order=jnp.asarray(model["train_orders"], jnp.int32),
-        rate=model.rate,  # no array: of a number the hidden codes are counted as officially
-        times=rows("train_t").astype(jnp.int32),
-        noise=rows("train_noise", width),
-    )
-    probability = config.get("label_drop_prob", LABEL_DROPOUT)
-    dropped = jnp.asarray(model["train_class_drop_uniform"] < probability)
-    cond = system.backbone.conditioner.null(model.cond, dropped)
-    least = min(config.get("mask_ratio_min", RATE_MIN), model.rate)
-    objective = Masked(system=system, rate_min=least)
-    trained = {name: model.params[name] for name in ("backbone", "head")}
+def _sampling(model: Model, sampler: dict[str, Any]) -> Outputs:
+    head = respaced(model, sampler["steps"]) if "steps" in sampler else model.system.head
 
-    def loss(params: Any) -> jax.Array:
-        return objective.loss_of(params, codes, cond, draws)[0]
+    def read(start: str, rows: int) -> dict[str, np.ndarray]:
+        steps = model[f"{start}_step_noise"][:, :rows]
+        return {"start": model[f"{start}_init_noise"][:rows], "steps": steps.swapaxes(0, 1)}
 
-    value, gradient = jax.jit(jax.value_and_grad(loss))(trained)
-    places = model.generator.places
-    yield "train_loss", value
-    for name, found in model.case.names("grad:(.+)"):
-        yield name, official_tensor(places, gradient, found[1])
-    yield "train_grad_total_norm", np.float32(np.linalg.norm(norms(places, gradient, [*places])))
-    if "train_grad_norms" in model.case.io:
-        length_of = norms(places, gradient, model.case.spec["train_grad_names"])
-        yield "train_grad_norms", length_of.astype(np.float32)
+    return masked_sets.sampling(model, sampler, head, read)
