@@ -29,8 +29,10 @@ from ar_jax.consistency import (
 )
 from ar_jax.field_types import check_types
 from ar_jax.heads.categorical import CategoricalHead
+from ar_jax.heads.checks import check_repeats
 from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.heads.energy import EnergyHead
+from ar_jax.heads.mixture import MixtureHead
 from ar_jax.nn.blocks import REMAT_POLICIES
 from ar_jax.nn.discriminators import PatchDiscriminator, PooledDiscriminator, StyleDiscriminator
 from ar_jax.nn.splash import KERNELS
@@ -83,7 +85,12 @@ BACKBONES = {
     "two_pass_decoder": TwoPassDecoder,
     "bidirectional": Bidirectional,
 }
-HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead, "energy": EnergyHead}
+HEADS = {
+    "categorical": CategoricalHead,
+    "diffusion": DiffusionHead,
+    "energy": EnergyHead,
+    "mixture": MixtureHead,
+}
 TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
 DISCRIMINATORS = {
     "patchgan": PatchDiscriminator,
@@ -235,6 +242,8 @@ def build_objective(config: Config) -> Objective:
     check_objective(config["objective"]["name"], system.backbone)
     built: Any = _call(objective, section, "objective", system=system)
     check_label_dropout(built.label_dropout, system.backbone)
+    if isinstance(built, Masked):
+        check_repeats(built.repeats, system.head)
     if isinstance(built, Likelihood):
         check_self_correction(built.self_correction, system.tokenizer)
     return built

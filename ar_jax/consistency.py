@@ -12,9 +12,7 @@ from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.ordered import OrderedDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.heads.categorical import CategoricalHead
-from ar_jax.heads.diffusion import DiffusionHead
-from ar_jax.heads.energy import EnergyHead
-from ar_jax.nn.diffusion import respace
+from ar_jax.heads.checks import ContinuousHead, check_continuous_head
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.checks import check_losses
 from ar_jax.tokenizers.kl import KLTokenizer
@@ -24,7 +22,6 @@ from ar_jax.tokenizers.tokenizer import Tokenizer
 
 AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
 AnyBackbone: TypeAlias = Decoder | OrderedDecoder | Bidirectional | EncoderDecoder
-ContinuousHead: TypeAlias = DiffusionHead | EnergyHead
 AnyHead: TypeAlias = CategoricalHead | ContinuousHead
 
 # Which objective goes with a backbone, by the name that configs give it.
@@ -51,7 +48,7 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
             "'decoder', one of its kind or 'bidirectional'",
             "'encoder_decoder'",
         ),
-        "head": ((CategoricalHead,), "'categorical'", "'diffusion' or 'energy'"),
+        "head": ((CategoricalHead,), "'categorical'", "'diffusion', 'energy' or 'mixture'"),
     }
     for part, (of_discrete, *fits) in kinds.items():
         if isinstance(backbone if part == "backbone" else head, of_discrete) != discrete:
@@ -77,7 +74,8 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
     else:
         assert isinstance(backbone, EncoderDecoder) and not isinstance(head, CategoricalHead)
         check_encoder_decoder(backbone, tokenizer)
-        check_continuous_head(head, tokenizer)
+        check_code_width("head.code_width", head.code_width, tokenizer)
+        check_continuous_head(head)
 
 
 def check_attention(backbone: AnyBackbone) -> None:
@@ -171,22 +169,6 @@ def check_positive(backbone: AnyBackbone, field: str) -> None:
     """A count of config.backbone."""
     if getattr(backbone, field) < 1:
         raise ValueError(f"backbone.{field} is {getattr(backbone, field)}; it must be at least 1")
-
-
-def check_continuous_head(head: ContinuousHead, tokenizer: KLTokenizer) -> None:
-    """config.head of a name that goes with continuous codes."""
-    check_code_width("head.code_width", head.code_width, tokenizer)
-    if isinstance(head, EnergyHead):
-        if not 0 < head.alpha < 2:
-            raise ValueError(
-                f"head.alpha is {head.alpha}; it must lie between 0 and 2, or the score is least "
-                "for other laws than that of the codes, too"
-            )
-        return
-    try:
-        respace(head.steps, head.sampling_steps)
-    except ValueError as error:
-        raise ValueError(f"head.sampling_steps is {head.sampling_steps!r}: {error}") from error
 
 
 def check_code_width(field: str, value: int, tokenizer: KLTokenizer) -> None:

@@ -35,6 +35,7 @@ SYSTEMS = {
     "par": "tokenizer_vq_fine",
     "mar": "tokenizer_kl",
     "ear": "tokenizer_kl",
+    "givt": "tokenizer_kl",
     "maskgit": "tokenizer_vq",
 }
 

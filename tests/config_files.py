@@ -31,6 +31,7 @@ from ar_jax.data.transforms import ImageTransform
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.heads.energy import EnergyHead
+from ar_jax.heads.mixture import MixtureHead
 from ar_jax.nn import conv, pooled_conv
 from ar_jax.nn.blocks import Attention, Block, Stack
 from ar_jax.nn.layers import MLP
@@ -76,7 +77,7 @@ TAKERS: dict[str, tuple[type, ...]] = {
         *(Decoder, EncoderDecoder, InstructedDecoder, TwoPassDecoder, Bidirectional),
         *(Stack, Block, Attention, MLP),
     ),
-    "head": (CategoricalHead, DiffusionHead, EnergyHead),
+    "head": (CategoricalHead, DiffusionHead, EnergyHead, MixtureHead),
     "objective": (TokenizerObjective, KLTokenizerObjective, Likelihood, Masked, MaskedCodes),
     "sampling": (Knobs,),
     "sampling.guidance": (Guidance,),

@@ -32,7 +32,7 @@ from tests.config_files import (
 IMAGENET = "configs/imagenet256/"
 FASHION = "configs/fashion_mnist/"
 
-# From the official classes, built without storage; MaskGIT's is ours, whose tables differ.
+# From the official classes, built without storage; MaskGIT's and GIVT's are ours, which differ.
 COUNTS = {
     ("var.py", "d16"): 310_283_520,
     ("var.py", "d20"): 600_917_136,
@@ -65,6 +65,9 @@ COUNTS = {
     ("ear.py", "base"): 205_608_720,
     ("ear.py", "large"): 474_755_088,
     ("ear.py", "huge"): 937_314_576,
+    ("givt.py", "default"): 304_159_248,
+    ("givt.py", "base"): 86_442_000,
+    ("givt.py", "large"): 1_664_775_696,
     ("tokenizer_kl.py", ""): 66_456_019,
     ("tokenizer_multiscale.py", ""): 108_948_355,
     ("tokenizer_vq.py", ""): 71_883_403,
@@ -101,6 +104,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 # and the others in the slow run.
 FIRST_SIZES = (
     *("var:d16", "llamagen:B", "rar:b", "randar:L", "arpg:L", "par:XL", "mar:base", "ear:base"),
+    "givt:default",
 )
 every_file = pytest.mark.parametrize("file", FILES)
 
@@ -119,7 +123,7 @@ def count(tree: Any, pattern: str = "") -> int:
 def test_all_files_are_here():
     names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py", "rar.py"}
     names |= {"tokenizer_kl.py", "mar.py", "maskgit.py", "randar.py", "arpg.py", "par.py"}
-    names |= {"ear.py"}
+    names |= {"ear.py", "givt.py"}
     assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
     names |= {
         f"tokenizer_{quantiser}.py" for quantiser in ("fsq", "lfq", "bsq", "bitwise", "vq_fine")

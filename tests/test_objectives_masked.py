@@ -14,7 +14,7 @@ from ar_jax.objectives.masked import Masked, hidden_count, hide
 from tests.modules import apply
 from tests.objective_calls import close, gradient_of, loss_of, replicated, sharded
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.toy_masked import CLASSES, ENERGY, masked_system
+from tests.toy_masked import CLASSES, ENERGY, MIXTURE, masked_system
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -143,11 +143,11 @@ def test_dropped_labels_are_null():
 
 
 @pytest.mark.slow  # compiles for eight devices
-@pytest.mark.parametrize("changes", [{}, ENERGY], ids=["diffusion", "energy"])
+@pytest.mark.parametrize("changes", [{}, ENERGY, MIXTURE], ids=["diffusion", "energy", "mixture"])
 def test_eight_devices_train_as_one(changes):
     system, params = masked_system(**changes)
     trained = {name: params[name] for name in ("backbone", "head")}
-    objective = Masked(system=system, repeats=2)
+    objective = Masked(system=system, repeats=1 if changes is MIXTURE else 2)
     one, _ = gradient_of(objective, trained, {}, FROZEN, batch())
     eight, _ = gradient_of(objective, replicated(trained), {}, replicated(FROZEN), sharded(batch()))
     close(eight, one, rtol=1e-3, atol=1e-5)

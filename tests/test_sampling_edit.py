@@ -20,7 +20,7 @@ from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import image_keys
 from ar_jax.tokenizers.tokenizer import to_float, to_uint8
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.toy_masked import ENERGY, masked_system
+from tests.toy_masked import ENERGY, MIXTURE, masked_system
 from tests.toy_masked_codes import masked_codes_system
 from tests.toy_systems import toy_codes, toy_labels, toy_system
 
@@ -40,8 +40,9 @@ COND, KEYS = toy_labels(BATCH), image_keys(0, 0, BATCH)
 def sampler_of(name: str) -> Any:
     if name == "masked":
         return create_sampler(*masked_system(schedule=dict(iterations=2)))
-    if name == "masked_energy":
-        return create_sampler(*masked_system(schedule=dict(iterations=2), **ENERGY))
+    if name in ("masked_energy", "masked_mixture"):
+        changes = ENERGY if name == "masked_energy" else MIXTURE
+        return create_sampler(*masked_system(schedule=dict(iterations=2), **changes))
     if name == "masked_codes":
         return create_sampler(*masked_codes_system())
     if name == "distant_groups":
@@ -68,7 +69,10 @@ def edited(name: str) -> Any:
 
 @pytest.mark.parametrize(
     "name",
-    [*CATEGORICAL, "masked", pytest.param("masked_energy", marks=pytest.mark.slow), *GROUPED],
+    [
+        *(*CATEGORICAL, "masked", *GROUPED),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("masked_energy", "masked_mixture")),
+    ],
 )
 def test_kept_codes_are_the_sources_bit_for_bit(name):
     made, sampler = edited(name), sampler_of(name)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from ar_jax import schedules
 from ar_jax.api import System
@@ -20,9 +21,10 @@ from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.kept import Kept
 from ar_jax.sampling.loop import image_keys
 from ar_jax.sampling.refine import RefineNoise, RefineSampler, draw_codes, draw_noise, groups
+from ar_jax.sampling.set_likelihood import log_prob
 from tests.objective_calls import replicated, sharded
 from tests.quick_compilation import quick_compilation  # noqa: F401
-from tests.toy_masked import CLASSES, ENERGY, masked_system
+from tests.toy_masked import CLASSES, ENERGY, MIXTURE, masked_system
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -66,7 +68,7 @@ def test_an_image_depends_on_its_own_key_and_label(sampler, drawn):
 
 
 @pytest.mark.slow  # compiles for eight devices
-@pytest.mark.parametrize("changes", [{}, ENERGY], ids=["diffusion", "energy"])
+@pytest.mark.parametrize("changes", [{}, ENERGY, MIXTURE], ids=["diffusion", "energy", "mixture"])
 def test_eight_devices_draw_as_one(changes):
     sampler: Any = create_sampler(*masked_system(**changes))
     drawn = sampler({"label": LABELS}, KEYS, guidance=GUIDANCE)
@@ -138,7 +140,10 @@ class Exchangeable:
     hidden_width = 2
     conditioner = types.SimpleNamespace(null=lambda cond: cond)
 
-    def apply(self, variables: Any, x: Any, *rest: Any, method: str) -> Any:
+    def apply(self, variables: Any, x: Any, *rest: Any, method: str | None = None) -> Any:
+        if method is None:
+            encoded = self.apply(variables, x, *rest, None, method="encode")
+            return self.apply(variables, encoded, method="decode")
         if method == "encode":
             _, known, _ = rest
             if known is None or self.looks_away:
@@ -164,6 +169,10 @@ class Normal:
 
     def draw(self, params: Any, hidden: Any, noise: Any, **knobs: Any) -> Any:
         return hidden[:, :1] + hidden[:, 1:] * noise
+
+    def apply(self, variables: Any, hidden: Any, codes: Any, method: str) -> Any:
+        assert method == "log_prob"
+        return jax.scipy.stats.norm.logpdf(codes[:, 0], hidden[:, 0], hidden[:, 1])
 
 
 def drawn_codes(looks_away: bool, kept: Kept | None = None) -> np.ndarray:
@@ -196,6 +205,25 @@ def test_what_is_drawn_has_the_joint_law():
 
 def test_a_broken_backbone_is_found():
     assert np.abs(np.cov(drawn_codes(looks_away=True).T) - EXPECTED).max() > 0.04
+
+
+@pytest.mark.parametrize("looks_away", [False, True])
+def test_the_likelihood_of_codes_one_by_one_is_their_joint_one(looks_away):
+    """In any order."""
+    schedule = schedules.masked(grid=(1, LENGTH), iterations=LENGTH)
+    rng = np.random.default_rng(0)
+    codes = rng.multivariate_normal(np.zeros(LENGTH), EXPECTED, 6)
+    order = np.stack([rng.permutation(LENGTH) for _ in codes])
+    backbone = Exchangeable(looks_away)
+    found = log_prob(
+        System(tokenizer=None, schedule=schedule, backbone=backbone, head=Normal()),
+        {"backbone": {}, "head": {}},
+        {"label": jnp.zeros(6, jnp.int32)},
+        jnp.asarray(codes[..., None], jnp.float32),
+        jnp.asarray(order, jnp.int32),
+    )
+    expected = stats.multivariate_normal(np.zeros(LENGTH), EXPECTED).logpdf(codes)
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-4) != looks_away
 
 
 @pytest.mark.parametrize("looks_away", [False, True])

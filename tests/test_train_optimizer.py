@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from ar_jax.train.gradient_norms import norm_sum
 from ar_jax.train.optimizer import build_optimizer, half_cosine, is_decayed, learning_rate_ratio
 
 FIELDS: dict[str, Any] = {
@@ -229,3 +230,22 @@ def test_rate_factors_scale_whole_updates():
         build_optimizer(**FIELDS, rate_factors=(("head", -1.0),))
     with pytest.raises(ValueError, match=r"rate_factors holds '\(', no regular expression"):
         build_optimizer(**FIELDS, rate_factors=(("(", 1.0),))
+
+
+def test_norms_are_summed_layer_by_layer_after_clipping():
+    """3 and 4 of two layers, 5 of queries and keys, 12 of the rest: 24, and half of it clipped."""
+    blocks = {
+        "mlp": {"up": {"kernel": jnp.asarray([[[3.0, 0.0]], [[0.0, 4.0]]])}},
+        "attention": {
+            "query": {"kernel": jnp.asarray([[[3.0]], [[0.0]]])},
+            "key": {"kernel": jnp.asarray([[[4.0]], [[0.0]]])},
+        },
+    }
+    gradient = {"stack": {"blocks": blocks}, "head": {"kernel": jnp.asarray([[0.0], [12.0]])}}
+    np.testing.assert_allclose(norm_sum(gradient), 24.0)
+    norm = float(optax.tree.norm(gradient))
+    for limit, taken in ((11.9, False), (12.1, True)):
+        optimizer = build_optimizer(**FIELDS, clip_norm=norm / 2, skip_norm=limit)
+        assert bool(optimizer.takes(gradient, jnp.int32(100))) == taken
+        assert optimizer.takes(gradient, jnp.int32(99))
+    assert build_optimizer(**FIELDS).takes(gradient, jnp.int32(100))

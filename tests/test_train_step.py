@@ -270,3 +270,28 @@ def test_parameters_must_be_float32():
 
     with pytest.raises(ValueError, match="parameter backbone/.* is bfloat16"):
         build_program(Half(), toy_optimizer(), toy_mesh("one device"), seed=0)
+
+
+def test_steps_of_large_gradients_are_left_out():
+    """After the first: nothing moves but the count of steps, and none of them is a bad one."""
+    batches, mesh = toy_batches(3), toy_mesh("one device")
+    optimizer = toy_optimizer(clip_norm=0.5, skip_norm=1e-6, skip_from=1)
+    program = build_program(ToyObjective(), optimizer, mesh, seed=0, ema_decay=0.9)
+    with use_mesh(mesh):
+        states, skipped = [host_copy(program.init())], []
+        for batch in batches:
+            placed = put_batch(batch, program.rows)
+            state, metrics = program.train_step(
+                jax.tree.map(jnp.asarray, states[-1]), {}, placed, program.key
+            )
+            states.append(host_copy(state))
+            skipped.append(float(metrics["skipped"]))
+    assert skipped == [0.0, 1.0, 1.0]
+    assert [int(state.step) for state in states] == [0, 1, 2, 3]
+    assert int(states[-1].bad_total) == 0
+    for field in ("params", "opt_state", "ema", "stats"):
+        first, *rest = (getattr(state, field) for state in states[1:])
+        for other in rest:
+            jax.tree.map(np.testing.assert_array_equal, first, other)
+    moved = np.abs(states[1].params["head"]["kernel"] - states[0].params["head"]["kernel"])
+    assert moved.max() > 0

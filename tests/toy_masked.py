@@ -19,6 +19,11 @@ ENERGY: dict[str, Any] = dict(
     backbone=dict(depth=0, width=12, heads=None),
     head=dict(name="energy", code_width=2, width=16, depth=1, noise_width=3),
 )
+# GIVT's: a head with a density.
+MIXTURE: dict[str, Any] = dict(
+    backbone=ENERGY["backbone"],
+    head=dict(name="mixture", code_width=2, components=3, candidates=4),
+)
 
 
 def masked_config(**changes: Any) -> dict[str, Any]:

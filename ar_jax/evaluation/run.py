@@ -29,6 +29,7 @@ from ar_jax.evaluation.measure import (
     reconstruct,
     scale_names,
 )
+from ar_jax.evaluation.order_likelihood import order_likelihood_section
 from ar_jax.evaluation.plots import save_bars
 from ar_jax.evaluation.real import find_judge, open_splits
 from ar_jax.evaluation.reference import open_reference
@@ -42,6 +43,7 @@ from ar_jax.evaluation.samples import (
 )
 from ar_jax.evaluation.standard import comparison_section, record_samples
 from ar_jax.io.run_info import read_config
+from ar_jax.sampling.set_likelihood import has_likelihood
 
 log = logging.getLogger(__name__)
 
@@ -223,6 +225,8 @@ def evaluate_generator(
         report["held_out"] = illustrated.held_out_section(objective, system, params, evaluation)
     else:
         report["likelihood"] = illustrated.likelihood_section(system, params, evaluation)
+    if has_likelihood(system):
+        report["order_likelihood"] = order_likelihood_section(system, params, evaluation)
     if evaluation.data["test"].source.kind == "image":
         limit = SHOWN if evaluation.judge is None else None
         alone = dataclasses.replace(evaluation, standard=None)  # rFID is of a tokenizer's report

@@ -152,7 +152,8 @@ def update_adversary(
 ) -> tuple[dict[str, Any], Array]:
     """(branch of the train state after the step, whether loss and gradient were finite).
 
-    The branch stays as it is if they were not, and before the adversary's start.
+    The branch stays as it is if they were not, before the adversary's start, and where the
+    optimiser does not take the step.
     """
     finite = jnp.isfinite(verdict.loss) & jnp.isfinite(optax.tree.norm(verdict.grads))
     updates, opt_state = optimizer.transform.update(
@@ -160,5 +161,5 @@ def update_adversary(
     )
     params = optax.apply_updates(branch["params"], updates)
     new = {"params": params, "opt_state": opt_state, "stats": verdict.stats}
-    moves = finite & (verdict.active > 0)
+    moves = finite & (verdict.active > 0) & optimizer.takes(verdict.grads, step)
     return jax.tree.map(lambda after, before: jnp.where(moves, after, before), new, branch), finite

@@ -19,14 +19,13 @@ import optax.contrib
 
 from ar_jax.api import matches_any
 from ar_jax.parallel.rules import path_name
+from ar_jax.train.gradient_norms import STACKED, norm_sum
 
 Array = jax.Array
 Schedule = Callable[[Any], Array]  # completed steps -> float32 scalar
 
 # Never decayed, whatever the configuration says.
 NO_DECAY = (r"(^|/)(\w+_)?(bias|scale)$",)
-# A parameter of a scanned stack has one dimension more than it has in the layer.
-STACKED = r"(^|/)blocks/"
 # The matrices that Muon moves: pattern -> which of the last dimensions they multiply, and make.
 MUON_MATRICES = {
     r"(^|/)attention/(query|key|value)/kernel$": ((-3,), (-2, -1)),  # D H K
@@ -46,6 +45,7 @@ class Optimizer:
         learning_rate, weight_decay: of the number of completed steps.
         decays: 'a/b/c' path and shape -> whether this parameter is decayed.
         freeze: regular expressions on 'a/b/c' paths of parameters that are not trained.
+        clip_norm, skip_norm, skip_from: see `build_optimizer`.
     """
 
     transform: optax.GradientTransformationExtraArgs
@@ -53,6 +53,18 @@ class Optimizer:
     weight_decay: Schedule
     decays: Callable[[str, tuple[int, ...]], bool]
     freeze: tuple[str, ...] = ()
+    clip_norm: float = 0.0
+    skip_norm: float = 0.0
+    skip_from: int = 0
+
+    def takes(self, grads: Any, step: Array) -> Array:
+        """Whether a step of these gradients, after so many others, is taken."""
+        if not self.skip_norm:
+            return jnp.bool_(True)
+        total = norm_sum(grads)
+        if self.clip_norm:
+            total = total * jnp.minimum(1.0, self.clip_norm / optax.tree.norm(grads))
+        return (total < self.skip_norm) | (step < self.skip_from)
 
     def freezes(self, path: str) -> bool:
         """Whether the parameter at ``path`` stays as it is."""
@@ -105,6 +117,8 @@ def build_optimizer(
     freeze: Sequence[str] = (),
     rate_factors: Sequence[tuple[str, float]] = (),
     clip_norm: float = 0.0,
+    skip_norm: float = 0.0,
+    skip_from: int = 100,
 ) -> Optimizer:
     """The optimiser of ``config.optimizer`` for a run of ``config.train.steps`` steps.
 
@@ -123,6 +137,9 @@ def build_optimizer(
         rate_factors: (regular expression, factor) pairs: the learning rate of parameters whose path
             matches is multiplied; of several pairs that match by the first.
         clip_norm: largest global norm of the gradient; 0: no clipping.
+        skip_norm: a step is left out where the norms of all parameters' gradients, clipped, sum up
+            to it or more (RandAR); see `gradient_norms.norm_sum`. 0: none is.
+        skip_from: the first steps, so many, are taken whatever the norms.
 
     Raises:
         ValueError: names the field, its value and what would be right.
@@ -136,6 +153,8 @@ def build_optimizer(
         )
     _check_range("learning_rate", learning_rate, 0.0, math.inf)
     _check_range("clip_norm", clip_norm, 0.0, math.inf)
+    _check_range("skip_norm", skip_norm, 0.0, math.inf)
+    _check_range("skip_from", skip_from, 0, math.inf)
     _check_range("weight_decay", weight_decay, 0.0, math.inf)
     factored = [pattern for pattern, _ in rate_factors]
     named = (("no_decay", no_decay), ("freeze", freeze), ("rate_factors", factored))
@@ -174,7 +193,14 @@ def build_optimizer(
         _descend(rate, decay, decays, tuple(rate_factors)),
     )
     return Optimizer(
-        transform=transform, learning_rate=rate, weight_decay=decay, decays=decays, freeze=frozen
+        transform=transform,
+        learning_rate=rate,
+        weight_decay=decay,
+        decays=decays,
+        freeze=frozen,
+        clip_norm=clip_norm,
+        skip_norm=skip_norm,
+        skip_from=skip_from,
     )
 
 

@@ -2,7 +2,8 @@
 
 A step: gradients of the mean loss over the global batch (in microbatches, if asked), clipping and
 update, the objective's own `finish` (EMA codebooks), the running mean of the parameters. If loss or
-gradient is not finite the whole step is undone and counted. An objective's adversary is updated in
+gradient is not finite the whole step is undone and counted; it is undone, too, where the optimiser
+does not take it. An objective's adversary is updated in
 the same step, by what it said of the same images.
 """
 
@@ -72,6 +73,7 @@ def make_train_step(
         with jax.named_scope("optimizer"):  # for `ar_jax.compilation.phases`
             grad_norm = optax.tree.norm(grads)
             finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            taken = optimizer.takes(grads, state.step)
 
             updates, opt_state = optimizer.transform.update(
                 grads, state.opt_state, state.params, step=state.step
@@ -88,7 +90,7 @@ def make_train_step(
             new = (params, opt_state, ema, stats)
             old = (state.params, state.opt_state, state.ema, state.stats)
             params, opt_state, ema, stats = jax.tree.map(
-                lambda after, before: jnp.where(finite, after, before), new, old
+                lambda after, before: jnp.where(finite & taken, after, before), new, old
             )
             # What is bad for the one need not be for the other: each is undone by itself.
             sound, branch = finite, state.adversary
@@ -115,6 +117,8 @@ def make_train_step(
                 "bad_steps": state.bad_steps,
                 "bad_total": state.bad_total,
             }
+            if optimizer.skip_norm:
+                metrics["skipped"] = 1.0 - taken
         return state, merge(metrics, aux.metrics)
 
     return train_step

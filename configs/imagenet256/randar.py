@@ -14,11 +14,10 @@ VQ-16 of tokenizer_vq.py, for L_maskgit that of tokenizer_maskgit.py. Arguments
     XL          774,700,800           2.27       4.0
 
 Recipe of github.com/ziqipang/RandAR: 360,000 steps of 1024 images (300 epochs), every sample in a
-random order, no averaging of the weights. Samples are drawn in random orders too, 256 codes in 88
-steps (``--config.schedule.steps``). What differs here:
+random order, no averaging of the weights; after the first 100 a step is skipped where the norms of
+all parameters' clipped gradients sum up to 10 or more. Samples are drawn in random orders too, 256
+codes in 88 steps (``--config.schedule.steps``). What differs here:
 
-    - Officially a step is skipped, after the first 100, where the norms of all parameters'
-      gradients sum up to 10 or more; here where the loss or a gradient is not finite.
     - The official run reads codes made beforehand of centre crops, plain and mirrored. Here each
       visit mirrors the centre crop half of the time and tokenises it. For cached codes
       (experiments/cache_codes.py --copies=2) add
@@ -139,6 +138,8 @@ def get_config(arg: str = "L") -> ml_collections.ConfigDict:
         eps=1e-8,
         weight_decay=0.05,
         clip_norm=1.0,
+        skip_norm=10.0,
+        skip_from=100,
     )
     config.ema = dict(decay=0.0)
     config.mesh = dict(data=-1, fsdp=1, tensor=1, slices=1)

@@ -172,6 +172,9 @@ def others() -> Iterator[Row]:
         ("ear", "base", 8),
         ("ear", "large", 8),
         ("ear", "huge", 4),
+        ("givt", "base", 8),
+        ("givt", "default", 8),
+        ("givt", "large", 4),
     ):
         yield Row(
             system=system,
