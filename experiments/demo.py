@@ -35,6 +35,7 @@ SYSTEMS = {
     "par": "tokenizer_vq_fine",
     "mar": "tokenizer_kl",
     "maskgit": "tokenizer_vq",
+    "infinity": "tokenizer_bitwise",
 }
 
 SYSTEM = flags.DEFINE_enum("system", "var", sorted(SYSTEMS), "What to train.")
