@@ -39,7 +39,7 @@ class Cache:
 class Samples:
     """What a sampler returns."""
 
-    codes: Array  # int32 [B, L] or float32 [B, L, C]
+    codes: Array  # int32 [B, L], int8 [B, L, bits] or float32 [B, L, C]
     images: Array  # float32 [B, H, W, C] in [-1, 1]
     # int32 [B, L], the positions in the order in which they were drawn; None: as they are stored.
     order: Array | None = None
@@ -122,10 +122,11 @@ class Objective(Protocol):
     ) -> tuple[Array, Aux]:
         """Scalar loss and what goes with it.
 
-        ``batch`` holds ``image`` uint8 [B, H, W, C] or ``codes`` int32 [B, L], ``label`` int32 [B],
-        and in evaluation ``mask`` float32 [B], 0 for padding rows. ``frozen`` are parameters that
-        are not trained (the tokenizer of a generator). ``step``, int32, counts the completed
-        training steps, for what changes during training; evaluation does not depend on it.
+        ``batch`` holds ``image`` uint8 [B, H, W, C] or ``codes`` int32 [B, L] (of bits int8
+        [B, L, bits]), ``label`` int32 [B], and in evaluation ``mask`` float32 [B], 0 for padding
+        rows. ``frozen`` are parameters that are not trained (the tokenizer of a generator).
+        ``step``, int32, counts the completed training steps, for what changes during training;
+        evaluation does not depend on it.
         """
         ...
 

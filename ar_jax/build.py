@@ -12,12 +12,14 @@ import ml_collections
 from ar_jax import schedules
 from ar_jax.api import Objective, Params, System, matches_any
 from ar_jax.backbones.bidirectional import Bidirectional
+from ar_jax.backbones.cross_decoder import CrossDecoder
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.consistency import (
     AnyTokenizer,
+    check_bit_flips,
     check_groups,
     check_label_dropout,
     check_latents,
@@ -28,6 +30,7 @@ from ar_jax.consistency import (
     check_tokenizer_objective,
 )
 from ar_jax.field_types import check_types
+from ar_jax.heads.bitwise import BitwiseHead
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.checks import check_repeats
 from ar_jax.heads.diffusion import DiffusionHead
@@ -80,6 +83,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 BACKBONES = {
     "decoder": Decoder,
+    "cross_decoder": CrossDecoder,
     "encoder_decoder": EncoderDecoder,
     "instructed_decoder": InstructedDecoder,
     "two_pass_decoder": TwoPassDecoder,
@@ -87,6 +91,7 @@ BACKBONES = {
 }
 HEADS = {
     "categorical": CategoricalHead,
+    "bitwise": BitwiseHead,
     "diffusion": DiffusionHead,
     "energy": EnergyHead,
     "mixture": MixtureHead,
@@ -107,6 +112,7 @@ OBJECTIVES = {
 AnySampler: TypeAlias = CachedSampler | RefineSampler | ConfidenceSampler
 SAMPLERS: dict[type, Any] = {
     Decoder: CachedSampler,
+    CrossDecoder: CachedSampler,
     InstructedDecoder: CachedSampler,
     TwoPassDecoder: CachedSampler,
     EncoderDecoder: RefineSampler,
@@ -152,11 +158,12 @@ def build_tokenizer(config: Config, dtype: Any = None) -> AnyTokenizer:
     grid = autoencoder.grid
     if form in (MultiScaleQuantizer, MultiScaleBitwiseQuantizer):
         grids = schedules.as_grids(_required(section, "scales", "tokenizer"))
-        if grids[-1] != grid:
+        patch = section.get("patch", 1) if form is MultiScaleBitwiseQuantizer else 1
+        if (grids[-1][0] * patch, grids[-1][1] * patch) != grid:
             raise ValueError(
                 f"tokenizer.scales ends at {grids[-1]}, but the latent of image_size "
                 f"{autoencoder.image_size} downsampled {autoencoder.downsample} times is {grid}: "
-                f"the last scale must be {grid}"
+                f"the last scale{f' times the patch {patch}' if patch != 1 else ''} must be {grid}"
             )
         placed: dict[str, Any] = {"grids": grids}
     else:
@@ -246,6 +253,7 @@ def build_objective(config: Config) -> Objective:
         check_repeats(built.repeats, system.head)
     if isinstance(built, Likelihood):
         check_self_correction(built.self_correction, system.tokenizer)
+        check_bit_flips(built.bit_flips, built.flipped_scales, system.tokenizer)
     return built
 
 

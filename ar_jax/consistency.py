@@ -6,14 +6,23 @@ import itertools
 from typing import Any, TypeAlias
 
 from ar_jax.backbones.bidirectional import Bidirectional
+from ar_jax.backbones.checks import (
+    check_cross_decoder,
+    check_feature_width,
+    check_heads,
+    check_positive,
+)
+from ar_jax.backbones.cross_decoder import CrossDecoder
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.ordered import OrderedDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
+from ar_jax.heads.bitwise import BitwiseHead
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.checks import ContinuousHead, check_continuous_head
 from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
 from ar_jax.tokenizers.checks import check_losses
 from ar_jax.tokenizers.kl import KLTokenizer
 from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
@@ -21,12 +30,13 @@ from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
 AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
-AnyBackbone: TypeAlias = Decoder | OrderedDecoder | Bidirectional | EncoderDecoder
-AnyHead: TypeAlias = CategoricalHead | ContinuousHead
+AnyBackbone: TypeAlias = Decoder | CrossDecoder | OrderedDecoder | Bidirectional | EncoderDecoder
+AnyHead: TypeAlias = CategoricalHead | BitwiseHead | ContinuousHead
 
 # Which objective goes with a backbone, by the name that configs give it.
-PARTNERS = {
+OBJECTIVE_OF = {
     Decoder: "likelihood",
+    CrossDecoder: "likelihood",
     Bidirectional: "masked_codes",
     InstructedDecoder: "likelihood",
     TwoPassDecoder: "likelihood",
@@ -44,11 +54,15 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
     discrete = isinstance(tokenizer, Tokenizer)
     kinds: dict[str, Any] = {
         "backbone": (
-            (Decoder, OrderedDecoder, Bidirectional),
+            (Decoder, CrossDecoder, OrderedDecoder, Bidirectional),
             "'decoder', one of its kind or 'bidirectional'",
             "'encoder_decoder'",
         ),
-        "head": ((CategoricalHead,), "'categorical'", "'diffusion', 'energy' or 'mixture'"),
+        "head": (
+            (CategoricalHead, BitwiseHead),
+            "'categorical' or 'bitwise'",
+            "'diffusion', 'energy' or 'mixture'",
+        ),
     }
     for part, (of_discrete, *fits) in kinds.items():
         if isinstance(backbone if part == "backbone" else head, of_discrete) != discrete:
@@ -57,25 +71,41 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
                 f"{'discrete' if discrete else 'continuous'} codes of config.tokenizer"
             )
     if isinstance(tokenizer, Tokenizer):
-        assert not isinstance(backbone, EncoderDecoder) and isinstance(head, CategoricalHead)
-        if tokenizer.bits:
-            raise ValueError(
-                f"head.name is 'categorical', which gives one number a code, but config.tokenizer "
-                f"makes codes of {tokenizer.bits} bits: use tokenizer.name 'bsq', 'lfq', 'fsq', "
-                "'vq' or 'multiscale_vq'"
-            )
+        assert not isinstance(backbone, EncoderDecoder)
+        check_classifier(head, tokenizer)
         if isinstance(backbone, Bidirectional):
             check_bidirectional(backbone, tokenizer)
         elif isinstance(backbone, Decoder):
             check_backbone(backbone, tokenizer)
+        elif isinstance(backbone, CrossDecoder):
+            check_cross_decoder(backbone, tokenizer)
         else:
             check_ordered(backbone, tokenizer)
-        check_vocabulary("head.vocab_size", head.vocab_size, tokenizer)
     else:
-        assert isinstance(backbone, EncoderDecoder) and not isinstance(head, CategoricalHead)
+        assert isinstance(backbone, EncoderDecoder) and isinstance(head, ContinuousHead)
         check_encoder_decoder(backbone, tokenizer)
         check_code_width("head.code_width", head.code_width, tokenizer)
         check_continuous_head(head)
+
+
+def check_classifier(head: AnyHead, tokenizer: Tokenizer) -> None:
+    """config.head of a tokenizer whose codes are numbers, or bits."""
+    if isinstance(head, BitwiseHead):
+        if head.bits != tokenizer.bits:
+            kept = f"{tokenizer.bits} bits" if tokenizer.bits else "single numbers"
+            raise ValueError(
+                f"head.bits is {head.bits}, but config.tokenizer makes codes of {kept}: make them "
+                "equal, or use head.name 'categorical' for numbers"
+            )
+        return
+    assert isinstance(head, CategoricalHead)
+    if tokenizer.bits:
+        raise ValueError(
+            f"head.name is 'categorical', which gives one number a code, but config.tokenizer "
+            f"makes codes of {tokenizer.bits} bits: use head.name 'bitwise', or tokenizer.name "
+            "'bsq', 'lfq', 'fsq', 'vq' or 'multiscale_vq'"
+        )
+    check_vocabulary("head.vocab_size", head.vocab_size, tokenizer)
 
 
 def check_attention(backbone: AnyBackbone) -> None:
@@ -90,7 +120,7 @@ def check_attention(backbone: AnyBackbone) -> None:
 
 def check_objective(name: str, backbone: AnyBackbone) -> None:
     """config.objective fits config.backbone."""
-    fits = PARTNERS[type(backbone)]
+    fits = OBJECTIVE_OF[type(backbone)]
     if name != fits:
         raise ValueError(f"objective.name is {name!r}; this backbone is trained by {fits!r}")
 
@@ -112,6 +142,20 @@ def check_self_correction(self_correction: float, tokenizer: AnyTokenizer) -> No
             f"objective.self_correction is {self_correction}, but config.tokenizer codes no "
             "residuals over scales, so that no later code can correct one: set it to 0, or "
             "tokenizer.name to 'multiscale_vq'"
+        )
+
+
+def check_bit_flips(rate: float, scales: int | None, tokenizer: AnyTokenizer) -> None:
+    """config.objective's bit_flips have bits to flip, and flipped_scales are of these."""
+    if rate and not isinstance(tokenizer.quantizer, MultiScaleBitwiseQuantizer):
+        raise ValueError(
+            f"objective.bit_flips is {rate}, but config.tokenizer codes no residuals over scales "
+            "in bits: set it to 0, or tokenizer.name to 'multiscale_bitwise'"
+        )
+    if scales is not None and not (rate and scales >= 1):
+        raise ValueError(
+            f"objective.flipped_scales is {scales}; it must be at least 1, and objective.bit_flips "
+            "above 0"
         )
 
 
@@ -147,15 +191,6 @@ def check_bidirectional(backbone: Bidirectional, tokenizer: Tokenizer) -> None:
     check_vocabulary("backbone.vocab_size", backbone.vocab_size, tokenizer)
 
 
-def check_heads(backbone: AnyBackbone, width: str, heads: str) -> None:
-    """Heads of equal widths."""
-    if getattr(backbone, width) % getattr(backbone, heads):
-        raise ValueError(
-            f"backbone.{width} {getattr(backbone, width)} is not a multiple of "
-            f"backbone.{heads} {getattr(backbone, heads)}"
-        )
-
-
 def check_masked(backbone: AnyBackbone, name: str) -> None:
     """config.schedule of a backbone that is given codes of which some are hidden."""
     if backbone.schedule.name != "masked":
@@ -163,12 +198,6 @@ def check_masked(backbone: AnyBackbone, name: str) -> None:
             f"schedule.name is {backbone.schedule.name!r}; the backbone {name!r} predicts sets of "
             "codes in random order: use 'masked'"
         )
-
-
-def check_positive(backbone: AnyBackbone, field: str) -> None:
-    """A count of config.backbone."""
-    if getattr(backbone, field) < 1:
-        raise ValueError(f"backbone.{field} is {getattr(backbone, field)}; it must be at least 1")
 
 
 def check_code_width(field: str, value: int, tokenizer: KLTokenizer) -> None:
@@ -254,11 +283,8 @@ def check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
         raise ValueError(
             f"backbone.context is {backbone.context!r}, but this tokenizer gives {wanted!r}"
         )
-    if features and backbone.feature_width != tokenizer.autoencoder.code_width:
-        raise ValueError(
-            f"backbone.feature_width is {backbone.feature_width}, but the tokenizer's "
-            f"autoencoder.code_width is {tokenizer.autoencoder.code_width}: make them equal"
-        )
+    if features:
+        check_feature_width(backbone, tokenizer)
     if not features:
         check_vocabulary("backbone.vocab_size", backbone.vocab_size, tokenizer)
     check_condition(backbone)

@@ -37,6 +37,7 @@ SYSTEMS = {
     "ear": "tokenizer_kl",
     "givt": "tokenizer_kl",
     "maskgit": "tokenizer_vq",
+    "infinity": "tokenizer_bitwise",
 }
 
 SYSTEM = flags.DEFINE_enum("system", "var", sorted(SYSTEMS), "What to train.")

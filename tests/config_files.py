@@ -21,6 +21,7 @@ import pytest
 import ar_jax
 from ar_jax.api import Batch
 from ar_jax.backbones.bidirectional import Bidirectional
+from ar_jax.backbones.cross_decoder import CrossDecoder
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
@@ -28,6 +29,7 @@ from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.build import build_objective, build_sampling, trains_tokenizer
 from ar_jax.data import Data, from_config
 from ar_jax.data.transforms import ImageTransform
+from ar_jax.heads.bitwise import BitwiseHead
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.heads.energy import EnergyHead
@@ -74,10 +76,10 @@ TAKERS: dict[str, tuple[type, ...]] = {
         *(PooledAutoencoder, pooled_conv.PooledEncoder, pooled_conv.PooledDecoder),
     ),
     "backbone": (
-        *(Decoder, EncoderDecoder, InstructedDecoder, TwoPassDecoder, Bidirectional),
+        *(Decoder, CrossDecoder, EncoderDecoder, InstructedDecoder, TwoPassDecoder, Bidirectional),
         *(Stack, Block, Attention, MLP),
     ),
-    "head": (CategoricalHead, DiffusionHead, EnergyHead, MixtureHead),
+    "head": (CategoricalHead, BitwiseHead, DiffusionHead, EnergyHead, MixtureHead),
     "objective": (TokenizerObjective, KLTokenizerObjective, Likelihood, Masked, MaskedCodes),
     "sampling": (Knobs,),
     "sampling.guidance": (Guidance,),
@@ -206,8 +208,8 @@ def consume(config: Any, workdir: Path) -> None:
         knobs, guidance = build_sampling(config)
         knobs.as_arrays()
         guidance.scales(system.schedule.num_steps)
-        kind = jnp.float32 if system.tokenizer.codebook_size is None else jnp.int32
-        batch = {"codes": jnp.zeros((1, *system.tokenizer.encoding_shape), kind)}
+        tokenizer = system.tokenizer
+        batch = {"codes": jnp.zeros((1, *tokenizer.encoding_shape), tokenizer.codes_dtype)}
         frozen = {
             "tokenizer": jax.eval_shape(lambda k: init_tokenizer(system, k), jax.random.key(0))
         }

@@ -101,6 +101,14 @@ RELEASES = (
     Release("infinity", "tokenizer d32", 110_118_051, 270),
     Release("infinity", "tokenizer d64", 110_412_995, 270),
     Release("infinity", "tokenizer d14, f8", 81_624_209, 226),
+    Release("infinity", "layer12", 125_185_696, 274),
+    Release("infinity", "layer16", 361_633_792, 358),
+    Release("infinity", "layer24", 940_944_832, 526),
+    Release("infinity", "2b", 2_204_564_032, 694),
+    Release("infinity", "layer32", 2_256_694_912, 694),
+    Release("infinity", "layer40", 4_716_421_888, 862),
+    Release("infinity", "8b", 8_375_791_824, 862),
+    Release("infinity", "layer48", 8_767_198_528, 1030),
 )
 
 

@@ -32,7 +32,8 @@ from tests.config_files import (
 IMAGENET = "configs/imagenet256/"
 FASHION = "configs/fashion_mnist/"
 
-# From the official classes, built without storage; MaskGIT's and GIVT's are ours, which differ.
+# From the official classes, built without storage; MaskGIT's and GIVT's are ours, which differ, and
+# so are Infinity's: four rows for each of 1,001 classes in place of 512 null ones.
 COUNTS = {
     ("var.py", "d16"): 310_283_520,
     ("var.py", "d20"): 600_917_136,
@@ -59,6 +60,16 @@ COUNTS = {
     ("par.py", "3B_16x"): 3_096_707_200,
     ("tokenizer_maskgit.py", ""): 54_515_587,
     ("maskgit.py", ""): 173_243_392,
+    ("infinity.py", "layer12"): 125_185_696 + 3_492 * 2048,
+    ("infinity.py", "layer16"): 361_633_792 + 3_492 * 2048,
+    ("infinity.py", "layer24"): 940_944_832 + 3_492 * 2048,
+    ("infinity.py", "2b"): 2_204_564_032 + 3_492 * 2048,
+    ("infinity.py", "8b"): 8_375_791_824 + 3_492 * 2048,
+    ("tokenizer_bitwise.py", "d16"): 109_970_579,
+    ("tokenizer_bitwise.py", "d24"): 110_044_315,
+    ("tokenizer_bitwise.py", "d32"): 110_118_051,
+    ("tokenizer_bitwise.py", "d64"): 110_412_995,
+    ("tokenizer_bitwise.py", "d14_f8"): 81_624_209,
     ("mar.py", "base"): 207_924_768,
     ("mar.py", "large"): 478_326_304,
     ("mar.py", "huge"): 942_403_104,
@@ -98,13 +109,14 @@ PARTS = {
     ("tokenizer_vq.py", "vq8", "/decoder/"): 41_415_171,
 }
 TOKENS = {"var.py": 680, "llamagen.py": 256, "tokenizer_multiscale.py": 680}
+TOKENS |= {"infinity.py": 521, "tokenizer_bitwise.py": 521}
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 # Sizes of a published model differ in numbers, not in what reads their fields: one of each file,
 # and the others in the slow run.
 FIRST_SIZES = (
     *("var:d16", "llamagen:B", "rar:b", "randar:L", "arpg:L", "par:XL", "mar:base", "ear:base"),
-    "givt:default",
+    *("givt:default", "infinity:layer12"),
 )
 every_file = pytest.mark.parametrize("file", FILES)
 
@@ -123,11 +135,9 @@ def count(tree: Any, pattern: str = "") -> int:
 def test_all_files_are_here():
     names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py", "rar.py"}
     names |= {"tokenizer_kl.py", "mar.py", "maskgit.py", "randar.py", "arpg.py", "par.py"}
-    names |= {"ear.py", "givt.py"}
+    names |= {"ear.py", "givt.py", "infinity.py", "tokenizer_bitwise.py"}
     assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
-    names |= {
-        f"tokenizer_{quantiser}.py" for quantiser in ("fsq", "lfq", "bsq", "bitwise", "vq_fine")
-    }
+    names |= {f"tokenizer_{quantiser}.py" for quantiser in ("fsq", "lfq", "bsq", "vq_fine")}
     assert all(arguments(load(FASHION + name)) == ("", "demo", "smoke") for name in names)
     official = {(IMAGENET + file, argument) for file, argument in COUNTS}
     assert official == {(c.file, c.argument) for c in CASES if c.file.startswith(IMAGENET)}
@@ -265,7 +275,7 @@ def test_generators_name_the_tokenizers_that_are_here(case):
     if trains_tokenizer(config):
         return
     files = {"multiscale_vq": "tokenizer_multiscale.py", "vq": "tokenizer_vq.py"}
-    files |= {"kl": "tokenizer_kl.py"}
+    files |= {"kl": "tokenizer_kl.py", "multiscale_bitwise": "tokenizer_bitwise.py"}
     name = files[config.tokenizer.name]
     if config.tokenizer.autoencoder.get("name") == "pooled":
         name = "tokenizer_maskgit.py"
@@ -273,6 +283,8 @@ def test_generators_name_the_tokenizers_that_are_here(case):
         name = "tokenizer_vq_fine.py"
     file = str(Path(case.file).with_name(name))
     argument = case.argument if case.argument in arguments(load(file)) else ""
+    if case.file == IMAGENET + "infinity.py":
+        argument = "d14_f8" if case.argument == "8b" else "d32"
     trained = Case(file, argument).config
     check_trained_tokenizer(config, trained.tokenizer)
     for field in ("image_size", "channels", "num_classes"):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ar_jax.build import build_tokenizer
-from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer, draw_flips
+from ar_jax.nn.bits import draw_flips
+from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
 from ar_jax.tokenizers.finite_scalar import FiniteScalarQuantizer
 from ar_jax.tokenizers.lookup_free import BinarySphericalQuantizer, LookupFreeQuantizer
 from tests.quick_compilation import quick_compilation  # noqa: F401

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 
 from ar_jax.api import Cache, Cond
 from ar_jax.backbones.cache_mask import cache_mask
+from ar_jax.backbones.caches import empty_cache
 from ar_jax.backbones.conditions import ClassCondition, TextCondition
 from ar_jax.backbones.step_rows import Segment, fed_tokens, held_cells, is_first, unfed_rows
 from ar_jax.backbones.target_positions import TargetAwarePositions
@@ -146,17 +147,9 @@ class Decoder(nn.Module, kw_only=True):
         return (3 * self.width) ** -0.5 if self.init_std is None else self.init_std
 
     def init_cache(self, batch_size: int) -> Cache:
-        """An empty cache in the compute dtype, its samples and heads divided over the mesh."""
-        shape = (batch_size, self.rows, self.kv_heads or self.heads, self.width // self.heads)
-        axes = ("batch", None, "heads", None)
-
-        def empty() -> tuple[Array, ...]:
-            return tuple(
-                nn.with_logical_constraint(jnp.zeros(shape, self.dtype), axes)
-                for _ in range(self.depth)
-            )
-
-        return Cache(k=empty(), v=empty())
+        """An empty cache."""
+        heads, head_width = self.kv_heads or self.heads, self.width // self.heads
+        return empty_cache(batch_size, self.rows, self.depth, heads, head_width, self.dtype)
 
     @nn.nowrap
     def for_sampling(self, params: dict) -> tuple[Decoder, dict]:

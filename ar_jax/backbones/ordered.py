@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ar_jax.api import Cache
+from ar_jax.backbones.caches import empty_cache
 from ar_jax.backbones.conditions import ClassCondition
 from ar_jax.nn.blocks import Stack, unstack
 from ar_jax.nn.layers import RMSNorm
@@ -100,17 +101,9 @@ class OrderedDecoder(nn.Module, kw_only=True):
         )
 
     def empty_cache(self, batch_size: int, rows: int, layers: int) -> Cache:
-        """An empty cache in the compute dtype, its samples and heads divided over the mesh."""
-        shape = (batch_size, rows, self.heads, self.width // self.heads)
-        axes = ("batch", None, "heads", None)
-
-        def empty() -> tuple[Array, ...]:
-            return tuple(
-                nn.with_logical_constraint(jnp.zeros(shape, self.dtype), axes)
-                for _ in range(layers)
-            )
-
-        return Cache(k=empty(), v=empty())
+        """An empty cache of some of the layers."""
+        head_width = self.width // self.heads
+        return empty_cache(batch_size, rows, layers, self.heads, head_width, self.dtype)
 
     def rotations(self, order: Array | None) -> Array:
         """Float32 [B or 1, L, K/2, 2], of the cells in their order, int32 [B, L]."""

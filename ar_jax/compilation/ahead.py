@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from ar_jax.api import Params
+from ar_jax.backbones.cross_decoder import CrossDecoder
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.build import (
     SAMPLERS,
@@ -188,7 +189,7 @@ def compile_decoder(
     system, mesh = target.objective.system, target.mesh
     params = placed(frozen_params(target.objective), mesh)["tokenizer"]
     shape = (target.rows, *system.tokenizer.codes_shape)
-    dtype = jnp.float32 if system.tokenizer.codebook_size is None else jnp.int32
+    dtype = system.tokenizer.codes_dtype
     codes = jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
     decode = DECODERS[SAMPLERS[type(system.backbone)]]
     compiled = compile_for(target, lambda: decode.lower(system, params, codes, None))
@@ -214,14 +215,14 @@ def batch_shapes(objective: Any, rows: int, inputs: str) -> dict[str, jax.ShapeD
     if inputs == "images":
         image = jax.ShapeDtypeStruct((rows, *tokenizer.image_shape), jnp.uint8)
         return {**batch, "image": image}
-    dtype = jnp.float32 if tokenizer.codebook_size is None else jnp.int32
-    return {**batch, "codes": jax.ShapeDtypeStruct((rows, *tokenizer.encoding_shape), dtype)}
+    codes = jax.ShapeDtypeStruct((rows, *tokenizer.encoding_shape), tokenizer.codes_dtype)
+    return {**batch, "codes": codes}
 
 
 def _train_flops(target: Target, params: Any) -> tuple[float, str]:
     """(FLOPs of a step over all chips, how they are counted)."""
     objective, tokenizer = target.objective, trains_tokenizer(target.config)
-    if not tokenizer and isinstance(objective.system.backbone, Decoder):
+    if not tokenizer and isinstance(objective.system.backbone, Decoder | CrossDecoder):
         flops = figures.model_flops(params, objective.system, target.rows)
         return flops, figures.FLOPS_RULE
     counted = _countable(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,6 +128,10 @@ def visible_share(steps: tuple[int, ...]) -> float:
     return float(mask.reshape(count, block, count, block).any(axis=(1, 3)).mean())
 
 
+# Kernels that act on the rows of a text, and not on those of the sequence.
+TEXT = re.compile("(^|/)(reader/|cross_attention/(key|value)/)")
+
+
 def model_flops(params: Any, system: Any, batch: int, *, passes: int = 3) -> float:
     """FLOPs of one run over ``batch`` images by formula; see `FLOPS_RULE`.
 
@@ -142,8 +147,12 @@ def model_flops(params: Any, system: Any, batch: int, *, passes: int = 3) -> flo
         name = path_name(path)
         if name.endswith("kernel"):
             rows = 1 if "modulation" in name else backbone.rows
+            if TEXT.search(name):
+                rows = backbone.caption_length
             flops += 2.0 * math.prod(leaf.shape) * batch * rows
     pairs = int(visible_rows(backbone.row_steps).sum())
+    if hasattr(backbone, "text_pairs"):
+        pairs += backbone.text_pairs
     return passes * (flops + 4.0 * batch * backbone.depth * backbone.width * pairs)
 
 

@@ -1,13 +1,15 @@
-"""Infinity's tokenizers (arXiv:2412.04431, github.com/FoundationVision/Infinity).
+"""Infinity's releases (arXiv:2412.04431, github.com/FoundationVision/Infinity).
 
 ``infinity_vae_d16.pth`` to ``infinity_vae_d64.pth`` and ``infinity_vae_d32_reg.pth``, of 16 to 64
 bits a code: the state_dict lies under 'vae' (or 'ema'). Some files leave out one level of the names
-('norm1.weight' for 'norm1.norm.weight'); they are written with it. Its transformers are not read.
+('norm1.weight' for 'norm1.norm.weight'); they are written with it. Of transformers see
+`infinity_transformer`.
 
 Options, beside the fields that the tensors say:
 
     image_size    256
     scales        those of the square images of this size: (1, 2, 4, 6, 8, 12, 16) for 256
+    patch         cells on a side of what one code is of: 1, or 2 for the transformer of 56 bits
     entropy, groups    of the tokenizer: False, 32
 """
 
@@ -20,16 +22,19 @@ from typing import Any
 
 import numpy as np
 
+from ar_jax.convert import infinity_transformer
 from ar_jax.convert.part import Buffer, Part, agree, find_state_dict
-from ar_jax.convert.places import Tensors
 from ar_jax.convert.vqgan import LDM, Shapes, autoencoder_places, read_autoencoder
 from ar_jax.schedules import as_grids
 
 STYLE = dataclasses.replace(LDM, projected=False)
 CONTAINERS = ("vae", "ema", "state_dict")
-SCALES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)  # of square images, up to 1024 pixels
-NO_GENERATOR = "Infinity's transformers are not read, only its tokenizers: leave --transformer out"
+SCALES = infinity_transformer.SCALES
 MASKS = ("quantizer.lfq.mask", "quantize.lfq.mask")
+
+unwrap_generator = infinity_transformer.unwrap_generator
+generator = infinity_transformer.generator
+generator_part = infinity_transformer.generator_part
 
 
 def unwrap_tokenizer(container: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -42,11 +47,6 @@ def unwrap_tokenizer(container: Mapping[str, Any]) -> Mapping[str, Any]:
     return {_full(name): tensor for name, tensor in found.items()}
 
 
-def unwrap_generator(container: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Raises ValueError."""
-    raise ValueError(NO_GENERATOR)
-
-
 def tokenizer(shapes: Shapes, options: Mapping[str, Any]) -> Part:
     """The tokenizer that tensors of these shapes are; options: see above."""
     fields = read_autoencoder(
@@ -54,7 +54,8 @@ def tokenizer(shapes: Shapes, options: Mapping[str, Any]) -> Part:
         STYLE,
         {"image_size": 256, **options},
     )
-    cell = 2 ** (len(fields["multipliers"]) - 1)
+    patch = options.get("patch", 1)
+    cell = 2 ** (len(fields["multipliers"]) - 1) * patch
     agree("downsample", cell, options, "the file")
     ((rows, columns),) = as_grids([fields["image_size"]])
     scales = options.get("scales")
@@ -68,6 +69,7 @@ def tokenizer(shapes: Shapes, options: Mapping[str, Any]) -> Part:
     section = dict(
         name="multiscale_bitwise",
         scales=tuple(scales),
+        patch=patch,
         entropy=options.get("entropy", False),
         autoencoder=fields,
     )
@@ -97,16 +99,6 @@ def tokenizer_part(config: Mapping[str, Any]) -> Part:
         buffers={name: Buffer(shape=(bits,), make=mask) for name in MASKS},
         container=("vae",),
     )
-
-
-def generator(shapes: Shapes, options: Mapping[str, Any], _: Tensors | None = None) -> Part:
-    """Raises ValueError."""
-    raise ValueError(NO_GENERATOR)
-
-
-def generator_part(config: Mapping[str, Any]) -> Part:
-    """Raises ValueError."""
-    raise ValueError(NO_GENERATOR)
 
 
 def _short(key: str) -> str:

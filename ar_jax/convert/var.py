@@ -189,10 +189,10 @@ def generator_part(config: Mapping[str, Any]) -> Part:
         "lvl_embed.weight": same("backbone/scale_embed"),
     }
     if shared:
-        places |= _modulation("shared_ada_lin.1", "backbone/shared_modulation", 6, width)
+        places |= modulation_places("shared_ada_lin.1", "backbone/shared_modulation", 6, width)
     for i in range(backbone["depth"]):
-        places |= _block(backbone, i)
-    places |= _modulation("head_nm.ada_lin.1", "backbone/final_modulation", 2, width)
+        places |= block_places(backbone, f"blocks.{i}", i)
+    places |= modulation_places("head_nm.ada_lin.1", "backbone/final_modulation", 2, width)
     places |= {"head.weight": dense("head/kernel"), "head.bias": same("head/bias")}
     sections = ("schedule", "backbone", "head", "objective", "sampling")
     return Part(
@@ -202,38 +202,42 @@ def generator_part(config: Mapping[str, Any]) -> Part:
     )
 
 
-def _block(backbone: Mapping[str, Any], i: int) -> Places:
+def block_places(
+    backbone: Mapping[str, Any], key: str, i: int, *, attention: str = "attn"
+) -> Places:
+    """Of block ``i``, whose names begin with ``key``; ``attention`` is that module's name."""
     width, heads = backbone["width"], backbone["heads"]
     head_width = width // heads
-    key, root = f"blocks.{i}", "backbone/stack/blocks"
-    attention = f"{root}/attention"
+    root, held = "backbone/stack/blocks", f"{key}.{attention}"
+    ours = f"{root}/attention"
     places: Places = {}
     if backbone["modulation"] == "shared":
         table = reshaped(f"{root}/modulation_table", (6, width), (1, 1, 6, width), i)
         places[f"{key}.ada_gss"] = table
     if backbone["qk_norm"] == "cosine":
-        log_scale = reshaped(f"{attention}/log_scale", (heads,), (1, heads, 1, 1), i)
-        places[f"{key}.attn.scale_mul_1H11"] = log_scale
-    for bias, ours in (("q_bias", "query"), ("v_bias", "value")):
-        place = reshaped(f"{attention}/{ours}/bias", (heads, head_width), (-1,), i)
-        places[f"{key}.attn.{bias}"] = place
+        log_scale = reshaped(f"{ours}/log_scale", (heads,), (1, heads, 1, 1), i)
+        places[f"{held}.scale_mul_1H11"] = log_scale
+    for bias, name in (("q_bias", "query"), ("v_bias", "value")):
+        place = reshaped(f"{ours}/{name}/bias", (heads, head_width), (-1,), i)
+        places[f"{held}.{bias}"] = place
     places |= {
-        f"{key}.attn.mat_qkv.weight": fused(attention, (width, heads, head_width), i),
-        f"{key}.attn.proj.weight": dense(
-            f"{attention}/out/kernel", (heads, head_width, width), 2, i
-        ),
-        f"{key}.attn.proj.bias": same(f"{attention}/out/bias", i),
+        f"{held}.mat_qkv.weight": fused(ours, (width, heads, head_width), i),
+        f"{held}.proj.weight": dense(f"{ours}/out/kernel", (heads, head_width, width), 2, i),
+        f"{held}.proj.bias": same(f"{ours}/out/bias", i),
         f"{key}.ffn.fc1.weight": dense(f"{root}/mlp/up/kernel", layer=i),
         f"{key}.ffn.fc1.bias": same(f"{root}/mlp/up/bias", i),
         f"{key}.ffn.fc2.weight": dense(f"{root}/mlp/down/kernel", layer=i),
         f"{key}.ffn.fc2.bias": same(f"{root}/mlp/down/bias", i),
     }
     if backbone["modulation"] == "own":
-        places |= _modulation(f"{key}.ada_lin.1", f"{root}/modulation", 6, width, i)
+        places |= modulation_places(f"{key}.ada_lin.1", f"{root}/modulation", 6, width, i)
     return places
 
 
-def _modulation(key: str, ours: str, vectors: int, width: int, layer: int | None = None) -> Places:
+def modulation_places(
+    key: str, ours: str, vectors: int, width: int, layer: int | None = None
+) -> Places:
+    """Of the linear layer that makes ``vectors`` of a condition."""
     return {
         f"{key}.weight": dense(f"{ours}/kernel", (width, vectors, width), 1, layer),
         f"{key}.bias": reshaped(f"{ours}/bias", (vectors, width), (-1,), layer),

@@ -4,7 +4,8 @@
     DIR/<split>/codes-00000.arrayrecord, codes-00001.arrayrecord, ...
 
 A record is an image: its label as int32 (4 bytes), followed by the codes of its A augmented copies
-as uint16 (int32 where the vocabulary needs it) [A, L], or float32 [A, L, W], all little-endian.
+as uint16 (int32 where the vocabulary needs it) [A, L], float32 [A, L, W], or bits: of each copy
+the L b bits, the first the most significant of its byte, filled up to whole bytes; little-endian.
 Copy 0 is the plain one that evaluation reads; in training one of the A is drawn at every visit. L
 codes are in generation order. Of the files see `ar_jax.data.shards`. meta.json, written last:
 
@@ -13,8 +14,9 @@ codes are in generation order. Of the files see `ar_jax.data.shards`. meta.json,
     shards           [[file name, n], ...] in order
     copies           A
     length           L
-    vocabulary_size  codes lie in [0, vocabulary_size); 0: they are floats
-    width            W, floats for every code; 0 or absent: codes are integers
+    vocabulary_size  codes lie in [0, vocabulary_size); 0: they are floats or bits
+    width            W, floats for every code; 0 or absent: codes are integers or bits
+    bits             b, bits of every code; 0 or absent: codes are integers or floats
     sizes            [n_1, ..., n_S], codes of every step; sums to L
     num_classes, class_names
     tokenizer        what made the codes (a JSON object; compare it before decoding)
@@ -23,6 +25,7 @@ codes are in generation order. Of the files see `ar_jax.data.shards`. meta.json,
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 import struct
@@ -53,17 +56,56 @@ META_TYPES = {
 }
 
 
-def stored_type(vocabulary_size: int, width: int) -> np.dtype[Any]:
-    """Of the codes in a record."""
-    if width:
-        return np.dtype("<f4")
-    return np.dtype("<u2" if vocabulary_size <= 2**16 else "<i4")
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a copy of an image's codes lies in a record: L of them, see the top of this file."""
+
+    length: int
+    vocabulary_size: int
+    width: int = 0
+    bits: int = 0
+
+    @property
+    def type(self) -> np.dtype[Any]:
+        """Of what is stored."""
+        if self.bits:
+            return np.dtype("u1")
+        if self.width:
+            return np.dtype("<f4")
+        return np.dtype("<u2" if self.vocabulary_size <= 2**16 else "<i4")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the codes."""
+        inner = self.width or self.bits
+        return (self.length, inner) if inner else (self.length,)
+
+    @property
+    def size(self) -> int:
+        """Bytes that a copy takes."""
+        count = math.prod(self.shape)
+        return -(-count // 8) if self.bits else count * self.type.itemsize
+
+    def pack(self, codes: np.ndarray) -> bytes:
+        """Of copies [A, L(, W or b)]."""
+        if self.bits:
+            return np.packbits(codes.reshape(len(codes), -1).astype(np.uint8), axis=1).tobytes()
+        return codes.astype(self.type).tobytes()
+
+    def unpack(self, record: bytes, start: int) -> np.ndarray:
+        """The copy that begins at a byte; bits as int8."""
+        if self.bits:
+            packed = np.frombuffer(record, np.uint8, self.size, start)
+            bits = np.unpackbits(packed, count=math.prod(self.shape))
+            return bits.astype(np.int8).reshape(self.shape)
+        count = math.prod(self.shape)
+        return np.frombuffer(record, self.type, count, start).reshape(self.shape)
 
 
 class CodesSource(Source):
     """Reads what `CodesWriter` wrote; that every file is whole is checked when it is opened.
 
-    Beyond the attributes of every source: `length`, `vocabulary_size`, `width`, `sizes`,
+    Beyond the attributes of every source: `length`, `vocabulary_size`, `width`, `bits`, `sizes`,
     `tokenizer`.
     """
 
@@ -81,6 +123,7 @@ class CodesSource(Source):
         self.length: int = meta["length"]
         self.vocabulary_size: int = meta["vocabulary_size"]
         self.width: int = meta.get("width", 0)
+        self.bits: int = meta.get("bits", 0)
         self.sizes: tuple[int, ...] = tuple(meta["sizes"])
         self.tokenizer: dict[str, Any] = meta["tokenizer"]
         self.copies = meta["copies"]
@@ -122,6 +165,8 @@ class CodesSource(Source):
                     "write it again"
                 )
             return {"codes": codes, "label": np.int32(label)}
+        if self.bits:  # no pattern of them is out of range
+            return {"codes": codes, "label": np.int32(label)}
         codes = codes.astype(np.int32)
         if codes.min() < 0 or codes.max() >= self.vocabulary_size:
             raise UnreadableItem(
@@ -135,11 +180,9 @@ class _Records:
     """Codes in ArrayRecord files."""
 
     def __init__(self, path: pathlib.Path, meta: Mapping[str, Any]) -> None:
-        width = meta.get("width", 0)
         self._shards = Shards(path, meta["shards"])
-        self._type = stored_type(meta["vocabulary_size"], width)
-        self._shape = (meta["length"], width) if width else (meta["length"],)
-        self._bytes = LABEL.size + meta["copies"] * math.prod(self._shape) * self._type.itemsize
+        self._layout = layout_of(meta)
+        self._bytes = LABEL.size + meta["copies"] * self._layout.size
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -148,14 +191,18 @@ class _Records:
         return self._shards.describe(index)
 
     def read(self, index: int, copy: int) -> tuple[np.ndarray, int]:
-        """(codes [L] or [L, W], label) of one copy; UnreadableItem where the record is damaged."""
+        """(codes [L(, W or b)], label) of one copy; UnreadableItem where the record is damaged."""
         record = self._shards[index]
         if len(record) != self._bytes:
             raise UnreadableItem(
                 f"{self.describe(index)}: {len(record)} bytes, but {manifest.META} says "
                 f"{self._bytes}: a label and the codes of every copy; write it again"
             )
-        count = math.prod(self._shape)
-        start = LABEL.size + copy * count * self._type.itemsize
-        codes = np.frombuffer(record, self._type, count, start).reshape(self._shape)
+        codes = self._layout.unpack(record, LABEL.size + copy * self._layout.size)
         return codes, LABEL.unpack_from(record)[0]
+
+
+def layout_of(meta: Mapping[str, Any]) -> Layout:
+    """The layout that meta.json describes."""
+    kinds = {name: meta.get(name, 0) for name in ("width", "bits")}
+    return Layout(length=meta["length"], vocabulary_size=meta["vocabulary_size"], **kinds)

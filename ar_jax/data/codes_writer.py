@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ar_jax.data import manifest
-from ar_jax.data.codes import FORMAT, LABEL, stored_type
+from ar_jax.data.codes import FORMAT, LABEL, layout_of
 from ar_jax.data.shards import ShardWriter
 from ar_jax.data.source import check_labels
 
@@ -32,12 +32,13 @@ class CodesWriter:
         split: 'train' or 'test'.
         sizes: codes of every step, in order.
         copies: A, augmented copies per image.
-        vocabulary_size: codes lie in [0, vocabulary_size); 0 with a ``width``.
+        vocabulary_size: codes lie in [0, vocabulary_size); 0 with a ``width`` or ``bits``.
         num_classes: labels lie in [0, num_classes).
         tokenizer: identity of the tokenizer, a JSON object.
         image_size, channels: of the images behind the codes.
         class_names: one per label; the labels' numbers if absent.
-        width: floats for every code; 0: codes are integers.
+        width: floats for every code; 0: codes are integers or bits.
+        bits: of every code; 0: codes are integers or floats.
         shard_size: images per file: what an interrupted writer loses at most.
 
     Raises:
@@ -59,16 +60,19 @@ class CodesWriter:
         channels: int,
         class_names: Sequence[str] | None = None,
         width: int = 0,
+        bits: int = 0,
         shard_size: int = SHARD_SIZE,
     ) -> None:
-        if width and vocabulary_size:
+        kinds = {"vocabulary_size": vocabulary_size, "width": width, "bits": bits}
+        said = {name: value for name, value in kinds.items() if value}
+        if len(said) > 1:
             raise ValueError(
-                f"{directory}: vocabulary_size={vocabulary_size} with width={width}: codes are "
-                "integers or floats, set one of them to 0"
+                f"{directory}: {' with '.join(f'{name}={value}' for name, value in said.items())}: "
+                "codes are integers, floats or bits, set all but one of them to 0"
             )
         numbers = {
             "copies": copies,
-            **({"width": width} if width else {"vocabulary_size": vocabulary_size}),
+            **(said or {"vocabulary_size": vocabulary_size}),
             "num_classes": num_classes,
             "shard_size": shard_size,
         }
@@ -89,6 +93,7 @@ class CodesWriter:
             "length": int(sum(sizes)),
             "vocabulary_size": int(vocabulary_size),
             "width": int(width),
+            **({"bits": int(bits)} if bits else {}),
             "sizes": [int(n) for n in sizes],
             "num_classes": int(num_classes),
             "class_names": names,
@@ -96,7 +101,7 @@ class CodesWriter:
             "image_size": int(image_size),
             "channels": int(channels),
         }
-        self._type = stored_type(vocabulary_size, width)
+        self._layout = layout_of(self._meta)
         self._path = manifest.start(directory, {**self._meta, "shard_size": shard_size})
         self._writer = ShardWriter(self._path, "codes", shard_size)
         self.written = sum(count for _, count in self._writer.shards)
@@ -111,14 +116,13 @@ class CodesWriter:
             self._writer.drop()
 
     def write(self, codes: np.ndarray, labels: np.ndarray) -> None:
-        """Appends codes [n, A, L] or [n, A, L, W] (A left out where it is 1) and labels [n].
+        """Appends codes [n, A, L(, W or b)] (A left out where it is 1) and labels [n].
 
         Raises ValueError for another shape or dtype, for a code or label out of range, and for a
         float that is not finite.
         """
         codes, labels = np.asarray(codes), np.asarray(labels)
-        copies, width = self._meta["copies"], self._meta["width"]
-        shape = (self._meta["length"], width) if width else (self._meta["length"],)
+        copies, width, shape = self._meta["copies"], self._meta["width"], self._layout.shape
         if codes.ndim == 1 + len(shape) and copies == 1:
             codes = codes[:, None]
         kind = np.floating if width else np.integer
@@ -134,14 +138,16 @@ class CodesWriter:
         if width:
             if not np.isfinite(codes).all():
                 raise ValueError(f"{self._path}: the codes hold NaN or infinity")
-        elif codes.min() < 0 or codes.max() >= self._meta["vocabulary_size"]:
-            raise ValueError(
-                f"{self._path}: codes span {codes.min()}..{codes.max()}, outside vocabulary_size="
-                f"{self._meta['vocabulary_size']}"
-            )
+        else:
+            bits, size = self._layout.bits, self._layout.vocabulary_size
+            if codes.min() < 0 or codes.max() >= (2 if bits else size):
+                outside = "the bits 0 and 1" if bits else f"vocabulary_size={size}"
+                raise ValueError(
+                    f"{self._path}: codes span {codes.min()}..{codes.max()}, outside {outside}"
+                )
         check_labels(str(self._path), labels, self._meta["num_classes"])
-        for label, row in zip(labels.tolist(), codes.astype(self._type), strict=True):
-            self._writer.write(LABEL.pack(label) + row.tobytes())
+        for label, row in zip(labels.tolist(), codes, strict=True):
+            self._writer.write(LABEL.pack(label) + self._layout.pack(row))
         self.written += len(labels)
 
     def close(self) -> None:

@@ -54,10 +54,10 @@ class HostBlocks(grain.MapDataset):
 class TrainIterator(grain.DatasetIterator):
     """Endless iterator of this host's training batches.
 
-    Yields {'image': uint8 [b, H, W, C] | 'codes': int32 [b, L] or float32 [b, L, W],
-    'label': int32 [b]} with b = batch_size / hosts. Close it (or use it as a context manager) to
-    end its threads and worker processes; an exception in the pipeline closes it too, and then
-    reaches the caller.
+    Yields {'image': uint8 [b, H, W, C] | 'codes': int32 [b, L], float32 [b, L, W] or int8
+    [b, L, bits], 'label': int32 [b]} with b = batch_size / hosts. Close it (or use it as a context
+    manager) to end its threads and worker processes; an exception in the pipeline closes it too,
+    and then reaches the caller.
     """
 
     def __init__(

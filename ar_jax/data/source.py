@@ -36,8 +36,8 @@ class Source(abc.ABC):
 
     Attributes:
         name: the spec it was opened from; begins error messages.
-        kind: 'image' (items hold 'image' uint8 [H, W, C]) or 'codes' ('codes' int32 [L], or
-            float32 [L, W]).
+        kind: 'image' (items hold 'image' uint8 [H, W, C]) or 'codes' ('codes' int32 [L],
+            float32 [L, W] or int8 [L, bits]).
         num_classes: labels lie in [0, num_classes).
         class_names: one name per label.
         channels: C of every image; 0 for codes whose images are unknown.

@@ -90,13 +90,12 @@ def cache_codes(
                 split,
                 sizes=step_sizes(tokenizer),
                 copies=count,
-                vocabulary_size=tokenizer.codebook_size or 0,
+                **kind_of_codes(tokenizer),
                 num_classes=data[split].source.num_classes,
                 tokenizer=made_by,
                 image_size=tokenizer.image_shape[0],
                 channels=tokenizer.image_shape[2],
                 class_names=data[split].source.class_names,
-                width=encoding_width(tokenizer),
                 shard_size=shard_size,
             )
             title = f"encoding {split} images" if progress else ""
@@ -110,9 +109,14 @@ def step_sizes(tokenizer: AnyTokenizer) -> tuple[int, ...]:
     return cells if len(cells) > 1 else (1,) * cells[0]
 
 
-def encoding_width(tokenizer: AnyTokenizer) -> int:
-    """Floats that are kept for every code; 0 where codes are integers."""
-    return tokenizer.encoding_shape[1] if tokenizer.codebook_size is None else 0
+def kind_of_codes(tokenizer: AnyTokenizer) -> dict[str, int]:
+    """What a code is kept as: one of vocabulary_size, width (floats) and bits is not 0."""
+    kinds = dict(vocabulary_size=0, width=0, bits=0)
+    if tokenizer.codebook_size is None:
+        return kinds | {"width": tokenizer.encoding_shape[1]}
+    if bits := getattr(tokenizer, "bits", 0):
+        return kinds | {"bits": bits}
+    return kinds | {"vocabulary_size": tokenizer.codebook_size}
 
 
 def _encode(
@@ -171,11 +175,6 @@ def _check(
         raise ValueError(
             f"--source={section['source']} gives images {shape}, but the tokenizer is for "
             f"{tuple(tokenizer.image_shape)}"
-        )
-    if getattr(tokenizer, "bits", 0):
-        raise ValueError(
-            f"the tokenizer makes codes of {tokenizer.bits} bits, but what is kept are numbers: "
-            "codes of bits cannot be cached"
         )
     for name, value in (("copies", copies), ("batch_size", batch_size)):
         if value < 1:

@@ -63,7 +63,7 @@ def evaluate_objective(
 
 @functools.partial(jax.jit, static_argnames="system")
 def score_codes(system: System, params: Params, codes: Array, cond: Cond) -> tuple[Array, Array]:
-    """Teacher forcing: nats [B, L] of codes int32 [B, L], and whether each is the most probable.
+    """Teacher forcing: nats [B, L] of codes, and whether each (of bits: how much) is as expected.
 
     In the schedule's own order, each at its cell.
     """
@@ -74,7 +74,7 @@ def score_codes(system: System, params: Params, codes: Array, cond: Cond) -> tup
     context = system.tokenizer.apply({"params": params["tokenizer"]}, codes, method="contexts")
     hidden, _ = system.backbone.apply({"params": params["backbone"]}, context, cond)
     logits = system.head.apply({"params": params["head"]}, hidden)  # [B, L, V]
-    found = -system.head.log_prob(logits, codes), jnp.argmax(logits, axis=-1) == codes
+    found = -system.head.log_prob(logits, codes), system.head.correct(logits, codes)
     nll, correct = (values[:, np.argsort(cells)] for values in found)
     return nll, correct
 

@@ -60,6 +60,11 @@ class CategoricalHead(nn.Module, kw_only=True):
         return (1 - label_smoothing) * nll + label_smoothing * uniform
 
     @staticmethod
+    def correct(logits: Array, codes: Array) -> Array:
+        """Float32 [...], 1 where no other code is more probable than that of int32 [...]."""
+        return (jnp.argmax(logits, axis=-1) == codes).astype(jnp.float32)
+
+    @staticmethod
     def guide(cond: Array, null: Array, scale: Array) -> Array:
         """Classifier-free guidance on logits: null + scale * (cond - null)."""
         return null + scale * (cond - null)

@@ -7,6 +7,8 @@ that sums over 2^d codes become sums over d bits. All float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,3 +75,24 @@ def bit_entropies(
 
 def _shares(weights: Array) -> Array:
     return weights / weights.sum().clip(min=1e-9)
+
+
+def draw_flips(
+    key: Array, batch_size: int, sizes: Sequence[int], bits: int, *, strength: float, scales: int
+) -> Array:
+    """bool [B, L, bits]: which bits of the first ``scales`` scales are wrong.
+
+    Every scale has one share for the whole batch, uniform among 0, 1, ... hundredths up to
+    ``strength``.
+    """
+    share_key, bit_key = jax.random.split(key)
+    percents = jax.random.randint(share_key, (len(sizes),), 0, int(100 * strength) + 1)
+    shares = jnp.where(jnp.arange(len(sizes)) < scales, percents, 0) / 100
+    uniform = jax.random.uniform(bit_key, (batch_size, sum(sizes), bits))
+    return flips_of(shares, uniform, sizes)
+
+
+def flips_of(shares: Array, uniform: Array, sizes: Sequence[int]) -> Array:
+    """bool [B, L, bits]: where ``uniform`` [B, L, bits] is below its scale's share [S]."""
+    step_id = np.repeat(np.arange(len(sizes)), sizes)
+    return uniform < shares[step_id][None, :, None]

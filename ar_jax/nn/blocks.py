@@ -2,7 +2,8 @@
 
 One block whose fields give VAR's (adaptive layer norm, cosine attention, tanh-GELU), LlamaGen's
 (RMSNorm, rotary positions, SwiGLU) and RAR's (affine layer norm adapted at every position). Given
-keys and values, it attends to these in place of its own (ARPG's second half).
+keys and values, it attends to these in place of its own (ARPG's second half); given a text, to it
+between the two (Infinity).
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ar_jax.nn.attention import attend
+from ar_jax.nn.cross_attention import CrossAttention, Text
 from ar_jax.nn.layers import MLP, LayerNorm, RMSNorm, drop_path, layer_norm, unit
 from ar_jax.nn.modulation import Modulation, modulation_init
 from ar_jax.nn.positions import rotate
 from ar_jax.nn.splash import attend_all
 
 Array = jax.Array
+# Blocks, counted from the end (-1: the last), and the scale that guides what leaves them.
+Mixing = tuple[tuple[int, ...], Array]
 
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,  # keep every activation
@@ -152,6 +156,9 @@ class Block(nn.Module, kw_only=True):
             'shared': the given vectors plus this block's own table (VAR's shared AdaLN).
         gate_init, modulation_init: factors on the initial gates and on scales and shifts.
         kernel, row_steps: see `Attention`; None: all rows see each other.
+        cross: attend to a text too, between attention and feed-forward: after an affine layer norm,
+            without modulation and never dropped.
+        cross_gate: a learned factor for every channel of what that gives.
     """
 
     heads: int
@@ -178,6 +185,8 @@ class Block(nn.Module, kw_only=True):
     modulation_init: float
     dtype: DTypeLike
     post_norm: bool = False
+    cross: bool = False
+    cross_gate: bool = False
 
     @nn.compact
     def __call__(
@@ -192,6 +201,7 @@ class Block(nn.Module, kw_only=True):
         visible: int | None,
         train: bool,
         memory: tuple[Array, Array] | None = None,  # see `Attention`
+        text: Text | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
         # Without it the compiler follows the weights' sharding and splits the width, not the batch.
         x = nn.with_logical_constraint(x, ("batch", None, None))
@@ -233,6 +243,9 @@ class Block(nn.Module, kw_only=True):
         h = branch(x, "attention_norm", 0)
         out, cache = attention(h, rope, mask, cache, start, visible, train, memory)
         x = residual(x, out, "attention_norm", 0, self.residual_dropout)
+        if self.cross:
+            assert text is not None
+            x = x + self._crossed(x, text, init, out_init)
         mlp = MLP(
             hidden=self.mlp_hidden,
             activation=self.activation,
@@ -247,6 +260,21 @@ class Block(nn.Module, kw_only=True):
         out = mlp(branch(x, "mlp_norm", 1), train)
         x = residual(x, out, "mlp_norm", 1, self.mlp_dropout)
         return x, cache
+
+    def _crossed(self, x: Array, text: Text, init: Initializer, out_init: Initializer) -> Array:
+        h = LayerNorm(epsilon=self.norm_epsilon, name="cross_norm")(x).astype(self.dtype)
+        out = CrossAttention(
+            width=x.shape[-1],
+            heads=self.heads,
+            kernel_init=init,
+            out_init=out_init,
+            dtype=self.dtype,
+            name="cross_attention",
+        )(h, text)
+        if self.cross_gate:
+            gate = self.param("cross_gate", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+            out = out * gate.astype(out.dtype)
+        return out
 
     def _normalise(self, x: Array, name: str) -> Array:
         if self.norm == "rmsnorm":
@@ -302,6 +330,8 @@ class Stack(nn.Module, kw_only=True):
         visible: int | None,
         train: bool,
         memory: tuple[Array, Array] | None = None,  # the same for all blocks
+        text: Text | None = None,  # as well
+        mixing: Mixing | None = None,
     ) -> tuple[Array, tuple[tuple[Array, Array], ...] | None]:
         rates = jnp.linspace(0.0, self.drop_path, self.depth, dtype=jnp.float32)
         fields = dict(self.block)
@@ -310,12 +340,16 @@ class Stack(nn.Module, kw_only=True):
             for i in range(self.depth):
                 cache = None if caches is None else caches[i]
                 x, cache = Block(**fields, name=f"blocks_{i}")(
-                    x, rates[i], condition, rope, mask, cache, start, visible, train, memory
+                    x, rates[i], condition, rope, mask, cache, start, visible, train, memory, text
                 )
                 filled.append(cache)
+                if mixing is not None and i - self.depth in mixing[0]:
+                    x = mixed(x, mixing[1])
             return x, None if caches is None else tuple(filled)
-        if caches is not None:
-            raise ValueError("a cache needs the unrolled stack: scan=False and unstacked params")
+        if caches is not None or mixing is not None:
+            raise ValueError(
+                "a cache or mixing needs the unrolled stack: scan=False and unstacked params"
+            )
         block = Block
         if self.remat != "none":
             block = nn.remat(
@@ -328,13 +362,23 @@ class Stack(nn.Module, kw_only=True):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True, "drop_path": True},
-            in_axes=(0,) + (nn.broadcast,) * 8,
+            in_axes=(0,) + (nn.broadcast,) * 9,
             length=self.depth,
         )
         x, _ = scanned(**fields, name="blocks")(
-            x, rates, condition, rope, mask, None, 0, None, train, memory
+            x, rates, condition, rope, mask, None, 0, None, train, memory, text
         )
         return x, None
+
+
+def mixed(x: Array, scale: Array) -> Array:
+    """Rows [2 B, Q, D], the conditional before the null ones, as guided ones in both places.
+
+    At a scale of 1 they stay as they are.
+    """
+    cond, null = jnp.split(x, 2)
+    guided = (null + scale * (cond - null)).astype(x.dtype)
+    return jnp.where(scale == 1, x, jnp.concatenate([guided, guided]))
 
 
 def unstack(params: dict[str, Any], depth: int) -> dict[str, Any]:

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.api import Array, Aux, Batch, Cond, Params, Stats, System, weighted_mean
+from ar_jax.nn.bits import draw_flips
 from ar_jax.objectives.orders import draw_orders, random_share
 from ar_jax.objectives.ranges import check_share
+from ar_jax.schedules import Schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Likelihood:
-    """Mean cross-entropy of all codes in nats per code, weight 1/L each.
+    """Mean of the head's loss of all codes, weight 1/L each: of most heads nats per code.
 
     Attributes:
         system: the generator; its tokenizer is frozen.
@@ -25,6 +27,12 @@ class Likelihood:
         self_correction: of next-scale training, the largest share of codes that the model draws
             itself, where finer scales learn to make up for what was drawn wrong; each sample's
             share is uniform in [0, self_correction]. It costs one more forward pass. 0: none.
+        bit_flips: of next-scale training on bits, the largest share of bits of a scale that are
+            flipped, where finer scales learn to make up for them; see
+            `ar_jax.tokenizers.bitwise.draw_flips`. 0: none.
+        flipped_scales: so many scales, coarse to fine, have flipped bits; None: all.
+        balance_scales: in training, weight a code by 1 / sqrt(codes of its scale), in place of 1/L
+            (Infinity).
 
     Schedules of random orders permute the codes of training samples, more and more rarely if they
     anneal; evaluation keeps the schedule's own order. A batch may hold an ``order`` int32 [B, L],
@@ -39,11 +47,15 @@ class Likelihood:
     label_dropout: float = 0.1
     label_smoothing: float = 0.0
     self_correction: float = 0.0
+    bit_flips: float = 0.0
+    flipped_scales: int | None = None
+    balance_scales: bool = False
 
     def __post_init__(self) -> None:
         check_share("label_dropout", self.label_dropout)
         check_share("label_smoothing", self.label_smoothing)
         check_share("self_correction", self.self_correction)
+        check_share("bit_flips", self.bit_flips)
 
     @property
     def tokens_per_image(self) -> int:
@@ -54,7 +66,7 @@ class Likelihood:
         """Float32 ``{'backbone': ..., 'head': ...}``."""
         system = self.system
         backbone_key, head_key = jax.random.split(key)
-        codes = jnp.zeros((1, system.schedule.length), jnp.int32)
+        codes = jnp.zeros((1, *system.tokenizer.codes_shape), jnp.int32)
         tokenizer = jax.eval_shape(lambda k: init_tokenizer(system, k), key)
         context = jax.eval_shape(
             lambda p: system.tokenizer.apply({"params": p}, codes, method="contexts"), tokenizer
@@ -94,7 +106,10 @@ class Likelihood:
             codes = codes[:, np.asarray(system.schedule.cells)]
         with jax.named_scope("tokenizer"):
             frozen_params = {"params": frozen["tokenizer"]}
-            context = system.tokenizer.apply(frozen_params, codes, method="contexts")
+            if train and self.bit_flips:
+                codes, context = self._flipped(frozen_params, codes, batch, draw_key)
+            else:
+                context = system.tokenizer.apply(frozen_params, codes, method="contexts")
         conditioner = system.backbone.conditioner
         cond = drop_condition(conditioner, batch, drop_key, self.label_dropout * train)
         rngs = {"dropout": dropout_key, "drop_path": path_key} if train else None
@@ -103,11 +118,12 @@ class Likelihood:
             codes, context = self._corrected(frozen, codes, logits, draw_key)
         logits = self._logits(params, context, cond, order, rngs)  # [B, L, V]
         with jax.named_scope("head_and_loss"):
-            nll = system.head.loss(logits, codes)  # [B, L]
-            loss = nll
-            if train and self.label_smoothing:
-                loss = system.head.loss(logits, codes, label_smoothing=self.label_smoothing)
-            correct = (jnp.argmax(logits, -1) == codes).astype(jnp.float32)
+            nll = -system.head.log_prob(logits, codes)  # [B, L]
+            smoothing = self.label_smoothing if train else 0.0
+            loss = system.head.loss(logits, codes, label_smoothing=smoothing)
+            if train and self.balance_scales:
+                loss = loss * jnp.asarray(scale_weights(system.schedule))
+            correct = system.head.correct(logits, codes)
             metrics = {"nll": weighted_mean(nll, mask), "accuracy": weighted_mean(correct, mask)}
             if train and system.schedule.random:
                 metrics["random_share"] = share
@@ -137,6 +153,22 @@ class Likelihood:
         with jax.named_scope("head_and_loss"):
             return self.system.head.apply({"params": params["head"]}, hidden)
 
+    def _flipped(
+        self, tokenizer: Params, codes: Array, batch: Batch, key: Array
+    ) -> tuple[Array, Array]:
+        """(right codes [B, L, bits], contexts) after some of their bits were flipped.
+
+        What is right is what is left over of the encoder's features, or of what cached codes stand
+        for.
+        """
+        schedule, bits = self.system.schedule, self.system.tokenizer.bits
+        scales = schedule.num_steps if self.flipped_scales is None else self.flipped_scales
+        sizes = (len(codes), schedule.sizes, bits)
+        flips = draw_flips(key, *sizes, strength=self.bit_flips, scales=scales)
+        inputs = codes if "codes" in batch else to_float(batch)
+        found = self.system.tokenizer.apply(tokenizer, inputs, flips, method="flip")
+        return jax.lax.stop_gradient(found)
+
     def _corrected(
         self, frozen: Params, codes: Array, logits: Array, key: Array
     ) -> tuple[Array, Array]:
@@ -163,13 +195,24 @@ class Likelihood:
         }
 
 
+def scale_weights(schedule: Schedule) -> np.ndarray:
+    """float32 [L] of mean 1: of every code, in proportion to 1 / sqrt(codes of its step)."""
+    weights = np.repeat(np.asarray(schedule.sizes) ** -0.5, schedule.sizes)
+    return (weights / weights.mean()).astype(np.float32)
+
+
 def read_codes(system: System, frozen: Params, batch: Batch) -> Array:
-    """Cached codes int32 [B, L], or the frozen tokenizer's of the images."""
+    """Cached codes int32 [B, L] or int8 [B, L, bits], or the frozen tokenizer's of the images."""
     if "codes" in batch:
-        return batch["codes"].astype(jnp.int32)
-    images = batch["image"].astype(jnp.float32) / 127.5 - 1.0
-    codes = system.tokenizer.apply({"params": frozen["tokenizer"]}, images, method="encode")
+        return batch["codes"].astype(jnp.int8 if system.tokenizer.bits else jnp.int32)
+    frozen_params = {"params": frozen["tokenizer"]}
+    codes = system.tokenizer.apply(frozen_params, to_float(batch), method="encode")
     return jax.lax.stop_gradient(codes)
+
+
+def to_float(batch: Batch) -> Array:
+    """The batch's images uint8 [B, H, W, C] as float32 in [-1, 1]."""
+    return batch["image"].astype(jnp.float32) / 127.5 - 1.0
 
 
 def drop_condition(conditioner: Any, batch: Batch, key: Array, rate: float) -> Cond:

@@ -38,22 +38,30 @@ class Rule:
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        pattern=r"(^|/)attention/(query|key|value)/kernel$", axes=("embed", "heads", None)
+        pattern=r"(^|/)(cross_|pool_)?attention/(query|key|value)/kernel$",
+        axes=("embed", "heads", None),
     ),  # D H K
-    Rule(pattern=r"(^|/)attention/out/kernel$", axes=("heads", None, "embed")),  # H K D
+    Rule(
+        pattern=r"(^|/)(cross_|pool_)?attention/out/kernel$", axes=("heads", None, "embed")
+    ),  # H K D
     Rule(pattern=r"(^|/)mlp/(up|gate)/kernel$", axes=("embed", "mlp")),
     Rule(pattern=r"(^|/)mlp/down/kernel$", axes=("mlp", "embed")),
     # The six (or two) vectors leave the layer as [n, D]: the input's dimension is the one to split.
     Rule(pattern=r"(^|/)(\w+_)?modulation/kernel$", axes=("embed", None, "width")),  # D n D
-    Rule(pattern=r"(^|/)head/(output/)?kernel$", axes=("embed", "vocab"), may_replicate=True),
+    Rule(pattern=r"(^|/)head/((output|bit)/)?kernel$", axes=("embed", "vocab"), may_replicate=True),
     Rule(pattern=r"(^|/)token_embed/embedding$", axes=("vocab", "embed"), may_replicate=True),
     # One row of it for an image: split, XLA would gather the table and move the rows in each step.
-    Rule(pattern=r"(^|/)class_embed/embedding$", axes=()),
-    # Other linear embeddings (of continuous codes, of a hidden state, of a time).
-    Rule(pattern=r"(^|/)\w+_embed(_\d)?/kernel$", axes=("embed",), may_replicate=True),
+    Rule(pattern=r"(^|/)(class_embed/embedding|class_features)$", axes=()),
+    # Other linear embeddings (of continuous codes, of a hidden state, of a time, of a text).
+    Rule(
+        pattern=r"(^|/)(\w+_embed(_\d)?|caption_(up|down))/kernel$",
+        axes=("embed",),
+        may_replicate=True,
+    ),
     Rule(
         pattern=r"(^|/)(position|position_start|scale_embed|modulation_table|null_caption"
-        r"|cell_positions/\w+|step_embed|start_row|transition|instruction|\w+_position|mask_token|null_embed)$",
+        r"|cell_positions/\w+|step_embed|start_row|transition|instruction|\w+_position|mask_token|null_embed"
+        r"|learned_query|cross_gate)$",
         axes=("embed",),
         may_replicate=True,
     ),

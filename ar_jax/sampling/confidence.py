@@ -137,6 +137,7 @@ class ConfidenceSampler:
         schedule = self.system.schedule
         shape = (len(jax.tree.leaves(cond)[0]), schedule.length)
         knobs, scales = by_step(schedule, knobs, guidance)
+        (guidance or Guidance()).check_layers(0)
         knobs.check_unused(("smooth",), "codes of one grid")
         chance = max(knobs.temperature, knobs.choice_temperature)
         check_chance(keys, noise, chance)

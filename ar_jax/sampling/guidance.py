@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,9 @@ class Guidance:
         begin: b, where 'linear', 'linear_known', 'linear_before' and 'linear_after' begin.
         power: exponent of 'power_cosine', >= 0.
         start, stop: guided steps, start <= s < stop (stop -1: the last one too); others use 1.
+        layers: what is mixed: 0 what the head gives, -k the hidden states that leave the k-th block
+            from the end, which then go on to be those of both conditions (Infinity); with 0 missing
+            the head is asked for the conditional one alone.
 
     Raises:
         ValueError: names the field that is out of its range, its value, and the range.
@@ -44,6 +48,7 @@ class Guidance:
     power: float = 1.0
     start: int = 0
     stop: int = -1
+    layers: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -52,6 +57,20 @@ class Guidance:
             value = getattr(self, name)
             if not value >= least:
                 raise ValueError(f"sampling.guidance.{name} is {value}; it must be >= {least}")
+        if not self.layers or max(self.layers) > 0:
+            raise ValueError(
+                f"sampling.guidance.layers is {self.layers}; it must be 0 (what the head gives) "
+                "and numbers below it (blocks counted from the end), one at least"
+            )
+
+    def check_layers(self, depth: int) -> None:
+        """Raises ValueError if a block is asked for that a model of mixable ``depth`` has not."""
+        if min(self.layers) < -depth:
+            mixable = f"the last {depth} blocks" if depth else "none of its blocks"
+            raise ValueError(
+                f"sampling.guidance.layers is {self.layers}, but what leaves {mixable} can be "
+                "mixed by this system's sampler"
+            )
 
     def scales(self, num_steps: int, known: np.ndarray | None = None) -> np.ndarray:
         """The scale of every step, float32 [S].
@@ -87,3 +106,10 @@ class Guidance:
             scales = 1 + self.scale * ratio
         stop = num_steps if self.stop < 0 else self.stop
         return np.where((steps >= self.start) & (steps < stop), scales, 1.0).astype(np.float32)
+
+
+def mixed_layers(backbone: Any, guidance: Guidance | None) -> tuple[int, ...]:
+    """`Guidance.layers`; ValueError where the backbone cannot mix what leaves one of the blocks."""
+    guidance = guidance or Guidance()
+    guidance.check_layers(getattr(backbone, "mixable", 0))
+    return guidance.layers

@@ -15,7 +15,7 @@ import numpy as np
 
 from ar_jax.api import Array, Cond, Params, System
 from ar_jax.sampling.filters import Knobs
-from ar_jax.sampling.guidance import Guidance
+from ar_jax.sampling.guidance import Guidance, mixed_layers
 from ar_jax.sampling.kept import Kept, check_kept
 from ar_jax.sampling.loop import CachedSampler, by_step, check_keys, check_order, draw_steps
 
@@ -31,6 +31,8 @@ def invert(
     order: Array | None = None,
 ) -> Array:
     """Noise float32 [B, L, V], in the order of the draws, that gives ``codes`` [B, L].
+
+    Of bits it is [B, L, bits, 2].
 
     `CachedSampler.__call__` with this ``noise`` and the same condition, knobs, guidance and order
     draws ``codes`` again, all of them. Noise of codes that the model drew itself under the same
@@ -71,8 +73,9 @@ def invert(
             )
     guided = bool(np.any(scales != 1.0))
     arguments = (sampler.params, cond, keys, knobs, jnp.asarray(scales), order, kept)
-    noise = draw_inverse(system, *arguments, guided=guided)
-    lost = int((~jnp.isfinite(noise)).any(-1).sum())
+    options = {"guided": guided, "layers": mixed_layers(system.backbone, guidance)}
+    noise = draw_inverse(system, *arguments, **options)
+    lost = int((~jnp.isfinite(noise)).any(tuple(range(2, noise.ndim))).sum())
     if lost:
         raise ValueError(
             f"{lost} of {batch_size * system.schedule.length} codes were removed by "
@@ -81,7 +84,7 @@ def invert(
     return noise
 
 
-@functools.partial(jax.jit, static_argnames=("system", "guided"))
+@functools.partial(jax.jit, static_argnames=("system", "guided", "layers"))
 def draw_inverse(
     system: System,
     params: Params,
@@ -93,11 +96,11 @@ def draw_inverse(
     kept: Kept,
     *,
     guided: bool,
+    layers: tuple[int, ...] = (0,),
 ) -> Array:
     """The program of `invert`: the sampler's own, so that logits are rounded as they are there."""
-    noise, _ = draw_steps(
-        system, params, cond, keys, knobs, scales, None, order, kept, guided=guided, inverted=True
-    )
+    inputs = (system, params, cond, keys, knobs, scales, None, order, kept)
+    noise, _ = draw_steps(*inputs, guided=guided, layers=layers, inverted=True)
     return noise
 
 
@@ -114,5 +117,5 @@ def blend_noise(noise: Array, keys: Array, weight: Array | float) -> Array:
     """
     shape = noise.shape[1:]
     fresh = jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)
-    weight = jnp.asarray(weight, jnp.float32).reshape(-1, 1, 1)
+    weight = jnp.asarray(weight, jnp.float32).reshape(-1, *(1,) * len(shape))
     return jnp.maximum(noise + jnp.log(weight), fresh + jnp.log1p(-weight))

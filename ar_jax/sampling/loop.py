@@ -19,7 +19,7 @@ import numpy as np
 
 from ar_jax.api import Array, Cache, Cond, Params, Samples, System
 from ar_jax.sampling.filters import Knobs, truncate
-from ar_jax.sampling.guidance import Guidance
+from ar_jax.sampling.guidance import Guidance, mixed_layers
 from ar_jax.sampling.kept import Kept, check_kept, kept_first
 from ar_jax.schedules import Schedule
 
@@ -62,8 +62,8 @@ class CachedSampler:
                 is given, which comes first, or where temperature 0 leaves nothing to chance.
             knobs: temperature and filters; default plain sampling.
             guidance: default none.
-            noise: float32 [B, L, V] standard Gumbel noise in place of the keys', in the order of
-                the draws.
+            noise: float32 [B, L, V] (of bits [B, L, bits, 2]) standard Gumbel noise in place of the
+                keys', in the order of the draws.
             order: int32 [B, L], the cell of every draw. Default: of shuffled schedules a random
                 one for every key, of others, and without keys, the schedule's own. Needs a decoder
                 that takes orders.
@@ -103,10 +103,11 @@ class CachedSampler:
             order = kept_first(own if order is None else order, kept.keep)
         keys = keys if noise is None else None  # one program, whoever gives both
         guided = bool(np.any(scales != 1.0))
+        layers = mixed_layers(self.system.backbone, guidance)
         drawing = (cond, keys, knobs, jnp.asarray(scales), noise, order, kept)
         inputs = (self.system, self.params, *drawing)
         if not knobs.smooth:
-            codes = draw_codes(*inputs, guided=guided)
+            codes = draw_codes(*inputs, guided=guided, layers=layers)
             if order is None and schedule.cells is not None:
                 order = own_order(schedule, batch_size)
             return Samples(codes=codes, images=self.decode(codes), order=order)
@@ -115,7 +116,7 @@ class CachedSampler:
                 "sampling.smooth=True mixes code vectors between scales, but the steps of this "
                 "tokenizer see codes: set it to False"
             )
-        codes, features = draw_features(*inputs, guided=guided)
+        codes, features = draw_features(*inputs, guided=guided, layers=layers)
         images = decode_features(self.system, self.params["tokenizer"], features)
         return Samples(codes=codes, images=images)
 
@@ -131,7 +132,9 @@ class CachedSampler:
         knobs, scales = by_step(self.system.schedule, knobs, guidance)
         arguments = (self.params, cond, keys, knobs, jnp.asarray(scales), None, None)
         guided = bool(np.any(scales != 1.0))
-        lower = functools.partial(draw_codes.lower, self.system, *arguments, guided=guided)
+        layers = mixed_layers(self.system.backbone, guidance)
+        options = {"guided": guided, "layers": layers}
+        lower = functools.partial(draw_codes.lower, self.system, *arguments, **options)
         return lower, arguments
 
     def decode(self, codes: Array, steps: int | None = None) -> Array:
@@ -212,7 +215,7 @@ def decode_features(system: System, tokenizer: Params, features: Array) -> Array
     return system.tokenizer.apply({"params": tokenizer}, features, method="decode_features")
 
 
-@functools.partial(jax.jit, static_argnames=("system", "guided"))
+@functools.partial(jax.jit, static_argnames=("system", "guided", "layers"))
 def draw_codes(
     system: System,
     params: Params,
@@ -225,13 +228,14 @@ def draw_codes(
     kept: Kept | None = None,
     *,
     guided: bool,
+    layers: tuple[int, ...] = (0,),
 ) -> Array:
-    """The sampling program: codes int32 [B, L]. See `CachedSampler.__call__`."""
+    """The sampling program: codes [B, L(, bits)]. See `CachedSampler.__call__`."""
     inputs = (system, params, cond, keys, knobs, scales, noise, order, kept)
-    return draw_steps(*inputs, guided=guided)[0]
+    return draw_steps(*inputs, guided=guided, layers=layers)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("system", "guided"))
+@functools.partial(jax.jit, static_argnames=("system", "guided", "layers"))
 def draw_features(
     system: System,
     params: Params,
@@ -244,9 +248,11 @@ def draw_features(
     kept: Kept | None = None,
     *,
     guided: bool,
+    layers: tuple[int, ...] = (0,),
 ) -> tuple[Array, Array]:
     """As `draw_codes` for smooth draws: (codes of largest weight, features [B, h, w, C])."""
-    return draw_steps(system, params, cond, keys, knobs, scales, noise, order, kept, guided=guided)
+    inputs = (system, params, cond, keys, knobs, scales, noise, order, kept)
+    return draw_steps(*inputs, guided=guided, layers=layers)
 
 
 def draw_steps(
@@ -261,15 +267,19 @@ def draw_steps(
     kept: Kept | None = None,
     *,
     guided: bool,
+    layers: tuple[int, ...] = (0,),
     inverted: bool = False,
 ) -> tuple[Array, Any]:
     """The program itself, not compiled: (codes [B, L], what the tokenizer carries at the end).
+
+    ``layers``: see `Guidance`.
 
     ``inverted``: in place of the codes, the Gumbel noise float32 [B, L, V], in the order of the
     draws, under which the codes of ``kept`` are drawn; see `ar_jax.sampling.invert`.
     """
     schedule, batch_size = system.schedule, len(jax.tree.leaves(cond)[0])
     starts = jnp.asarray(schedule.starts)
+    blocks = tuple(layer for layer in layers if layer < 0)
     if guided:
         null = system.backbone.conditioner.null(cond)
         cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
@@ -299,9 +309,12 @@ def draw_steps(
             step=index,
             segment=segment,
             cache=cache,
+            **({"mixing": (blocks, scales[index])} if guided and blocks else {}),
         )
+        if guided and 0 not in layers:
+            hidden = hidden[:batch_size]
         logits = system.head.apply({"params": params["head"]}, hidden)  # [B or 2B, n, V]
-        if guided:
+        if guided and 0 in layers:
             logits = system.head.guide(logits[:batch_size], logits[batch_size:], scales[index])
         gumbel = jnp.where(filters.temperature > 0, step_noise(index, logits), 0.0)
         logits = truncate(logits, filters)

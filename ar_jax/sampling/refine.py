@@ -127,7 +127,9 @@ class RefineSampler:
     ) -> tuple[tuple[Any, ...], bool]:
         """What `draw_codes` takes after the system, and whether it is guided."""
         schedule = self.system.schedule
-        scales = (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
+        guidance = guidance or Guidance()
+        guidance.check_layers(0)
+        scales = guidance.scales(schedule.num_steps, schedule.known)
         params = {name: self.params[name] for name in ("backbone", "head")}
         temperature = knobs.as_arrays().temperature
         arguments = (params, cond, keys, temperature, jnp.asarray(scales), noise)

@@ -76,6 +76,7 @@ def speculate(
         raise ValueError(f"redraw is {redraw!r}; it must be one of {REDRAWS}")
     check_keys(keys, len(jax.tree.leaves(cond)[0]))
     knobs, scales = by_step(schedule, knobs, guidance)
+    (guidance or Guidance()).check_layers(0)
     if knobs.smooth:
         raise ValueError("sampling.smooth mixes codes between scales: there is none to speculate")
     codes, calls = draw_speculative(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -84,6 +86,11 @@ class KLTokenizer(nn.Module, kw_only=True):
         """(L, code_width), of one image's codes."""
         ((rows, columns),) = self.grids
         return rows * columns, self.code_width
+
+    @property
+    def codes_dtype(self) -> Any:
+        """Of codes."""
+        return jnp.float32
 
     @property
     def encoding_shape(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ar_jax.schedules import Grid
 from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
 from ar_jax.tokenizers.contract import Quantized, Quantizer
 from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
@@ -57,6 +58,11 @@ class Tokenizer(nn.Module, kw_only=True):
         return (length, self.bits) if self.bits else (length,)
 
     @property
+    def codes_dtype(self) -> Any:
+        """Of codes: int8 of bits, else int32."""
+        return jnp.int8 if self.bits else jnp.int32
+
+    @property
     def encoding_shape(self) -> tuple[int, ...]:
         """Of what `encode` makes of one image: the same."""
         return self.codes_shape
@@ -101,6 +107,16 @@ class Tokenizer(nn.Module, kw_only=True):
     def contexts(self, codes: Array) -> Array:
         """What every step after the first is fed, all at once: teacher forcing."""
         return self.quantizer.contexts(codes)
+
+    def flip(self, inputs: Array, flips: Array) -> tuple[Array, Array]:
+        """(right codes, contexts) after flipped bits; see `MultiScaleBitwiseQuantizer.correct`.
+
+        ``inputs`` are images float32 [B, H, W, C] or codes int8 [B, L, bits].
+        """
+        assert isinstance(self.quantizer, MultiScaleBitwiseQuantizer)
+        if jnp.issubdtype(inputs.dtype, jnp.floating):
+            return self.quantizer.correct(self.autoencoder.encode(inputs), flips)
+        return self.quantizer.correct(self.quantizer.lookup(inputs), flips, inputs)
 
     def correct(self, codes: Array, drawn: Array, wrong: Array) -> tuple[Array, Array]:
         """(right codes, contexts) after wrong draws; see `MultiScaleQuantizer.correct`."""

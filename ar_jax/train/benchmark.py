@@ -155,7 +155,8 @@ def measure_training(
         if tokenizer.codebook_size is None:
             batch["codes"] = rng.standard_normal(shape, dtype=np.float32)
         else:
-            batch["codes"] = rng.integers(0, tokenizer.codebook_size, shape, dtype=np.int32)
+            size = 2 if tokenizer.bits else tokenizer.codebook_size
+            batch["codes"] = rng.integers(0, size, shape, dtype=tokenizer.codes_dtype)
     else:
         shape = (rows, *tokenizer.image_shape)
         batch["image"] = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -231,8 +232,7 @@ def measure_tokenizer(
 
 def measure_decoding(tokenizer: Any, params: Params, clock: Clock, count: int) -> dict[str, Any]:
     """The decoder of a tokenizer, on ``count`` images' codes."""
-    kind = jnp.int32 if tokenizer.codebook_size is not None else jnp.float32
-    codes = jnp.zeros((count, *tokenizer.codes_shape), kind)
+    codes = jnp.zeros((count, *tokenizer.codes_shape), tokenizer.codes_dtype)
 
     @jax.jit
     def decode(params: Params, codes: jax.Array) -> jax.Array:

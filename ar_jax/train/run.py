@@ -16,6 +16,7 @@ from ar_jax.build import (
     trains_tokenizer,
 )
 from ar_jax.data import CodesSource, Data, SkipUnreadable, from_config, open_source
+from ar_jax.evaluation.cache import kind_of_codes
 from ar_jax.io.checkpoint import (
     PARAMS,
     TOKENIZER,
@@ -25,6 +26,7 @@ from ar_jax.io.checkpoint import (
 )
 from ar_jax.io.run_info import check_workdir, read_config
 from ar_jax.objectives.likelihood import init_tokenizer
+from ar_jax.sampling.guidance import mixed_layers
 from ar_jax.train.fields import read_settings
 from ar_jax.train.loop import Outcome, train
 from ar_jax.train.perceptual import load_perceptual
@@ -140,6 +142,7 @@ def check_sampling(config: Any, system: Any) -> None:
     """
     _, guidance = build_sampling(config)
     guidance.scales(system.schedule.num_steps)
+    mixed_layers(system.backbone, guidance)
 
 
 def count_skips(splits: Iterable[Data]) -> Callable[[], dict[str, float]] | None:
@@ -160,21 +163,26 @@ def check_codes(config: Any, system: Any, tokenizer: Params) -> None:
         source = open_source(config["data"]["source"], split)
         assert isinstance(source, CodesSource)
         sizes, tokens = system.schedule.stored_sizes, system.tokenizer
-        width = tokens.encoding_shape[1] if tokens.codebook_size is None else 0
+        kind = kind_of_codes(tokens)
         if source.sizes != sizes:
             raise ValueError(
                 f"{source.name} holds steps of {source.sizes} codes, config.schedule makes "
                 f"{sizes}: write the codes again with this config"
             )
-        if source.vocabulary_size != (tokens.codebook_size or 0):
+        if source.bits != kind["bits"]:
+            raise ValueError(
+                f"{source.name} holds {source.bits} bits for a code, the tokenizer makes "
+                f"{kind['bits']}: write the codes again with this tokenizer"
+            )
+        if source.vocabulary_size != kind["vocabulary_size"]:
             raise ValueError(
                 f"{source.name} holds codes below {source.vocabulary_size}, the tokenizer has "
                 f"{tokens.codebook_size}: write the codes again with this tokenizer"
             )
-        if source.width != width:
+        if source.width != kind["width"]:
             raise ValueError(
                 f"{source.name} holds {source.width} floats for a code, the tokenizer makes "
-                f"{width}: write the codes again with this tokenizer"
+                f"{kind['width']}: write the codes again with this tokenizer"
             )
         theirs, ours = source.tokenizer.get("digest"), tree_digest(tokenizer)
         if theirs != ours:

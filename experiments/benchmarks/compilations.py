@@ -165,6 +165,11 @@ def others() -> Iterator[Row]:
         ("par", "XXL", 8),
         ("par", "3B", 8),
         ("par", "3B_16x", 8),
+        ("infinity", "layer12", 16),
+        ("infinity", "layer16", 16),
+        ("infinity", "layer24", 16),
+        ("infinity", "2b", 8),
+        ("infinity", "8b", 8),
         # By the compiler, base and large need 19 GiB for 16 images a chip.
         ("mar", "base", 8),
         ("mar", "large", 8),
@@ -185,6 +190,7 @@ def others() -> Iterator[Row]:
             fsdp=chips,
         )
     for system, size in (
+        *(("tokenizer_bitwise", size) for size in ("d16", "d24", "d32", "d64", "d14_f8")),
         ("tokenizer_kl", ""),
         ("tokenizer_maskgit", ""),
         ("tokenizer_multiscale", ""),

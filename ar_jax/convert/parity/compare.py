@@ -173,6 +173,10 @@ def compare(family: Family, case: Case, name: str, ours: Any) -> Line:
         if ours.dtype.kind not in "iub":
             return Line(name, kind, f"ours is {ours.dtype}", False, np.inf, np.inf)
         largest, relative = _difference(ours, recorded)
+        bound = _hook(family, "absolute", case, name)
+        if largest and bound is not None:
+            origin = "on max, the README's limit"
+            return Line(name, kind, origin, largest <= bound, largest, relative, bound)
         if recorded.dtype == bool and (share := _hook(family, "flips", case, name)) is not None:
             differing = float((ours != recorded).mean())
             origin = "share that may differ, the README's"

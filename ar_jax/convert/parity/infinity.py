@@ -1,6 +1,6 @@
-"""Infinity's golden cases: every output of the tokenizer as our code computes it.
+"""Infinity's golden cases: every recorded output as our code computes it.
 
-The transformer is not here: its outputs have no section and are said not to be checked, a FAIL.
+What is here is of the tokenizer; of the transformer see `infinity_transformer`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from ar_jax.build import build_tokenizer
 from ar_jax.convert import infinity
+from ar_jax.convert.parity import infinity_transformer
 from ar_jax.convert.parity.case import Case
 from ar_jax.convert.parity.compare import Outputs, Section, with_model
 from ar_jax.convert.parity.readings import nchw, said
@@ -23,9 +24,14 @@ from ar_jax.nn.bits import bit_entropies, bit_logits
 from ar_jax.nn.quantize import normalise
 from ar_jax.nn.resize import shrink
 from ar_jax.schedules import Grid
-from ar_jax.tokenizers.bitwise import flips_of
 
 NOT_APPLICABLE = {"aux_losses": "zeros, as the public code has no losses of its quantiser"}
+# Recorded summaries -> what they sum up.
+SUMS = {
+    "bit_loss_per_token": "logits",
+    "train_loss": "logits",
+    "train_grad_total_norm": "train_grad_norms",
+}
 SMALL = 0.05  # of a residual, over the size of the numbers in code vectors
 ENTROPY_TEMPERATURE = 0.01
 
@@ -52,7 +58,18 @@ def sections(case: Case) -> list[Section]:
             Section((f"bsc_{run}_*",), with_model(_corrected, tokens, run, settings))
             for run, settings in case.spec.get("config", {}).get("bsc", {}).items()
         ),
+        *infinity_transformer.sections(case, tokens),
     ]
+
+
+def summarised(name: str) -> str | None:
+    """The array that a recorded loss or norm sums up."""
+    return SUMS.get(name)
+
+
+def absolute(case: Case) -> dict[str, float]:
+    """A truncated pixel may be one off, the READMEs say."""
+    return {"*_image_uint8_bgr": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +77,7 @@ class Tokens:
     """A case's tokenizer as ours, with its weights."""
 
     case: Case
+    section: dict[str, Any]
     module: Any
     params: Any
 
@@ -105,7 +123,7 @@ def load(case: Case) -> Tokens:
     part = infinity.tokenizer(case.shapes("vae"), options)
     config = {"dtype": "float32", **part.section}
     params = case.params("vae", part, empty_params(config, "tokenizer"))
-    return Tokens(case, build_tokenizer(config), params)
+    return Tokens(case, part.section, build_tokenizer(config), params)
 
 
 def _encoded(tokens: Tokens) -> Outputs:
@@ -165,36 +183,24 @@ def _entropies(tokens: Tokens) -> Outputs:
 
 def _corrected(tokens: Tokens, run: str, settings: tuple[int, float, int]) -> Outputs:
     """Bitwise self-correction with the recorded draws; without one nothing is flipped."""
-    case, quantizer = tokens.case, tokens.module.quantizer
-    scales, _, requantize = settings
-    batch, width = len(tokens.features), quantizer.code_width
-    shares = np.zeros(len(quantizer.grids), np.float32)
-    uniform = np.ones((batch, sum(quantizer.sizes), width), np.float32)
-    if scales:
-        shares[:scales] = case[f"bsc_{run}_strength_percent"] / 100
-    for k, part in enumerate(tokens.ranges[:scales]):
-        drawn = case[f"bsc_{run}_uniform_scale{k}"]
-        uniform[:, part] = drawn.reshape(batch, -1, width)
-    flips = flips_of(jnp.asarray(shares), jnp.asarray(uniform), quantizer.sizes)
-    right, contexts = tokens.ask(
-        lambda module, *args: module.quantizer.correct(*args, requantize=bool(requantize)),
-        tokens.features,
-        flips,
-    )
+    case, module = tokens.case, tokens.module
     if case.config("transformer").get("apply_spatial_patchify"):
-        first = tokens.ranges[0].stop
-        padded = jnp.pad(contexts, ((0, 0), (first, 0), (0, 0)))
-        contexts, right = (_unshuffled(tokens, x) for x in (padded, right))
-        contexts = contexts[:, first // 4 :]
+        halves = tuple((rows // 2, columns // 2) for rows, columns in module.grids)
+        module = module.clone(quantizer=module.quantizer.clone(grids=halves, patch=2))
+    scales, _, requantize = settings
+    quantizer, batch = module.quantizer, len(tokens.features)
+    flips = []
+    for k, size in enumerate(quantizer.sizes):
+        flips.append(np.zeros((batch, size, quantizer.bits), bool))
+        if k < scales:
+            share = case[f"bsc_{run}_strength_percent"][k] / np.float32(100)
+            wrong = case[f"bsc_{run}_uniform_scale{k}"][:, 0] < share
+            flips[k] = np.asarray(quantizer.folded(jnp.asarray(wrong)))
+
+    def correct(module: Any, *arrays: jax.Array) -> tuple:
+        return module.quantizer.correct(*arrays, requantize=bool(requantize))
+
+    both = tokens.features, jnp.asarray(np.concatenate(flips, axis=1))
+    right, contexts = dataclasses.replace(tokens, module=module).ask(correct, *both)
     yield f"bsc_{run}_input", contexts
     yield f"bsc_{run}_target_bits", right
-
-
-def _unshuffled(tokens: Tokens, x: jax.Array) -> jax.Array:
-    """[B, L, C] -> [B, L / 4, 4 C]: two by two cells of a scale, channels first, are one token."""
-    parts = []
-    for k, part in enumerate(tokens.ranges):
-        rows, columns = tokens.grid(k)
-        cells = x[:, part].reshape(len(x), rows // 2, 2, columns // 2, 2, -1)
-        parts.append(cells.transpose(0, 1, 3, 5, 2, 4).reshape(len(x), rows * columns // 4, -1))
-    return jnp.concatenate(parts, axis=1)
