@@ -15,6 +15,7 @@ from ar_jax.backbones.bidirectional import Bidirectional
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
+from ar_jax.backbones.noisy_decoder import NoisyDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.consistency import (
     AnyTokenizer,
@@ -30,10 +31,12 @@ from ar_jax.consistency import (
 from ar_jax.field_types import check_types
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
+from ar_jax.heads.flow import VelocityHead
 from ar_jax.nn.blocks import REMAT_POLICIES
 from ar_jax.nn.discriminators import PatchDiscriminator, PooledDiscriminator, StyleDiscriminator
 from ar_jax.nn.splash import KERNELS
 from ar_jax.objectives.adversarial import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, Adversary
+from ar_jax.objectives.flow_matching import FlowMatching
 from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.masked import Masked
@@ -41,6 +44,7 @@ from ar_jax.objectives.masked_codes import MaskedCodes
 from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.sampling.confidence import ConfidenceSampler
 from ar_jax.sampling.filters import Knobs
+from ar_jax.sampling.flow import FlowSampler
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import CachedSampler
 from ar_jax.sampling.refine import RefineSampler
@@ -74,6 +78,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "masked": schedules.masked,
     "random_groups": schedules.random_groups,
     "distant_groups": schedules.distant_groups,
+    "next_entity": schedules.next_entity,
 }
 BACKBONES = {
     "decoder": Decoder,
@@ -81,8 +86,13 @@ BACKBONES = {
     "instructed_decoder": InstructedDecoder,
     "two_pass_decoder": TwoPassDecoder,
     "bidirectional": Bidirectional,
+    "noisy_decoder": NoisyDecoder,
 }
-HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead}
+HEADS = {
+    "categorical": CategoricalHead,
+    "diffusion": DiffusionHead,
+    "velocity": VelocityHead,
+}
 TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
 DISCRIMINATORS = {
     "patchgan": PatchDiscriminator,
@@ -94,15 +104,17 @@ OBJECTIVES = {
     "likelihood": Likelihood,
     "masked": Masked,
     "masked_codes": MaskedCodes,
+    "flow_matching": FlowMatching,
 }
 # How codes are drawn is the backbone's: with a cache step by step, or all that is known each time.
-AnySampler: TypeAlias = CachedSampler | RefineSampler | ConfidenceSampler
+AnySampler: TypeAlias = CachedSampler | RefineSampler | ConfidenceSampler | FlowSampler
 SAMPLERS: dict[type, Any] = {
     Decoder: CachedSampler,
     InstructedDecoder: CachedSampler,
     TwoPassDecoder: CachedSampler,
     EncoderDecoder: RefineSampler,
     Bidirectional: ConfidenceSampler,
+    NoisyDecoder: FlowSampler,
 }
 CODEBOOK = "quantizer/codebook"  # the parameter that objectives move outside of the gradient
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -9,10 +9,12 @@ from ar_jax.backbones.bidirectional import Bidirectional
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
+from ar_jax.backbones.noisy_decoder import NoisyDecoder, check_noisy_decoder
 from ar_jax.backbones.ordered import OrderedDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
+from ar_jax.heads.flow import VelocityHead
 from ar_jax.nn.diffusion import respace
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.checks import check_losses
@@ -22,8 +24,9 @@ from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
 AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
-AnyBackbone: TypeAlias = Decoder | OrderedDecoder | Bidirectional | EncoderDecoder
-AnyHead: TypeAlias = CategoricalHead | DiffusionHead
+ContinuousBackbone: TypeAlias = EncoderDecoder | NoisyDecoder
+AnyBackbone: TypeAlias = Decoder | OrderedDecoder | Bidirectional | ContinuousBackbone
+AnyHead: TypeAlias = CategoricalHead | DiffusionHead | VelocityHead
 
 # Which head and which objective go with a backbone, by the names that configs give them.
 PARTNERS = {
@@ -32,6 +35,7 @@ PARTNERS = {
     InstructedDecoder: ("categorical", "likelihood"),
     TwoPassDecoder: ("categorical", "likelihood"),
     EncoderDecoder: ("diffusion", "masked"),
+    NoisyDecoder: ("velocity", "flow_matching"),
 }
 
 
@@ -47,9 +51,9 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
         "backbone": (
             (Decoder, OrderedDecoder, Bidirectional),
             "'decoder', one of its kind or 'bidirectional'",
-            "'encoder_decoder'",
+            "'encoder_decoder' or 'noisy_decoder'",
         ),
-        "head": ((CategoricalHead,), "'categorical'", "'diffusion'"),
+        "head": ((CategoricalHead,), "'categorical'", "'diffusion' or 'velocity'"),
     }
     for part, (of_discrete, *fits) in kinds.items():
         if isinstance(backbone if part == "backbone" else head, of_discrete) != discrete:
@@ -58,7 +62,7 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
                 f"{'discrete' if discrete else 'continuous'} codes of config.tokenizer"
             )
     if isinstance(tokenizer, Tokenizer):
-        assert not isinstance(backbone, EncoderDecoder) and isinstance(head, CategoricalHead)
+        assert not isinstance(backbone, ContinuousBackbone) and isinstance(head, CategoricalHead)
         if tokenizer.bits:
             raise ValueError(
                 f"head.name is 'categorical', which gives one number a code, but config.tokenizer "
@@ -73,9 +77,8 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
             check_ordered(backbone, tokenizer)
         check_vocabulary("head.vocab_size", head.vocab_size, tokenizer)
     else:
-        assert isinstance(backbone, EncoderDecoder) and isinstance(head, DiffusionHead)
-        check_encoder_decoder(backbone, tokenizer)
-        check_diffusion_head(head, tokenizer)
+        assert isinstance(backbone, ContinuousBackbone) and not isinstance(head, CategoricalHead)
+        check_continuous(tokenizer, backbone, head)
 
 
 def check_attention(backbone: AnyBackbone) -> None:
@@ -86,6 +89,29 @@ def check_attention(backbone: AnyBackbone) -> None:
             f"attention_dropout is {backbone.attention_dropout}: set it to 0, or attention to "
             "'auto' or 'xla'"
         )
+
+
+def check_continuous(
+    tokenizer: KLTokenizer, backbone: ContinuousBackbone, head: DiffusionHead | VelocityHead
+) -> None:
+    """The parts of a generator of continuous codes."""
+    noisy = isinstance(backbone, NoisyDecoder)
+    if noisy != isinstance(head, VelocityHead):
+        names = ("noisy_decoder", "velocity") if noisy else ("encoder_decoder", "diffusion")
+        raise ValueError(
+            f"head.name is another than {names[1]!r}, which goes with the backbone {names[0]!r}"
+        )
+    if isinstance(backbone, NoisyDecoder):
+        check_noisy_decoder(backbone)
+        check_positive(backbone, "num_classes")
+        check_code_width("backbone.code_width", backbone.code_width, tokenizer)
+    else:
+        check_encoder_decoder(backbone, tokenizer)
+    check_code_width("head.code_width", head.code_width, tokenizer)
+    if isinstance(head, VelocityHead):
+        head.flow  # noqa: B018  raises where a field is out of its range
+    else:
+        check_diffusion_head(head)
 
 
 def check_objective(name: str, backbone: AnyBackbone) -> None:
@@ -163,9 +189,8 @@ def check_positive(backbone: AnyBackbone, field: str) -> None:
         raise ValueError(f"backbone.{field} is {getattr(backbone, field)}; it must be at least 1")
 
 
-def check_diffusion_head(head: DiffusionHead, tokenizer: KLTokenizer) -> None:
+def check_diffusion_head(head: DiffusionHead) -> None:
     """config.head of name 'diffusion'."""
-    check_code_width("head.code_width", head.code_width, tokenizer)
     try:
         respace(head.steps, head.sampling_steps)
     except ValueError as error:

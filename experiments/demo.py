@@ -34,6 +34,7 @@ SYSTEMS = {
     "arpg": "tokenizer_vq",
     "par": "tokenizer_vq_fine",
     "mar": "tokenizer_kl",
+    "xar": "tokenizer_kl",
     "maskgit": "tokenizer_vq",
 }
 

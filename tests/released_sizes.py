@@ -20,6 +20,7 @@ KEYS = {
     "par": "each",
     "mar": "counts",
     "infinity": "counts",
+    "xar": "counts",
 }
 CASES = {
     "var": ("var/tiny_a", "var/tiny_b"),
@@ -30,6 +31,7 @@ CASES = {
     "par": ("par/tiny",),
     "mar": ("mar/tiny",),
     "infinity": ("infinity/tiny",),
+    "xar": ("xar/tiny",),
 }
 HEADER = (
     *("family", "released size", "parameters", "tensors"),
@@ -96,6 +98,9 @@ RELEASES = (
     Release("infinity", "tokenizer d32", 110_118_051, 270),
     Release("infinity", "tokenizer d64", 110_412_995, 270),
     Release("infinity", "tokenizer d14, f8", 81_624_209, 226),
+    Release("xar", "base", 172_638_224, 257),
+    Release("xar", "large", 608_397_968, 497),
+    Release("xar", "huge", 1_186_024_096, 617),
 )
 
 

@@ -169,6 +169,9 @@ def others() -> Iterator[Row]:
         ("mar", "base", 8),
         ("mar", "large", 8),
         ("mar", "huge", 4),
+        ("xar", "base", 8),
+        ("xar", "large", 8),
+        ("xar", "huge", 4),
     ):
         yield Row(
             system=system,
