@@ -16,14 +16,12 @@ from ar_jax.backbones.cross_decoder import CrossDecoder
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
+from ar_jax.backbones.noisy_decoder import NoisyDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.consistency import (
     AnyTokenizer,
     check_bit_flips,
-    check_groups,
     check_label_dropout,
-    check_latents,
-    check_levels,
     check_objective,
     check_self_correction,
     check_system,
@@ -35,11 +33,13 @@ from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.checks import check_repeats
 from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.heads.energy import EnergyHead
+from ar_jax.heads.flow import VelocityHead
 from ar_jax.heads.mixture import MixtureHead
 from ar_jax.nn.blocks import REMAT_POLICIES
 from ar_jax.nn.discriminators import PatchDiscriminator, PooledDiscriminator, StyleDiscriminator
 from ar_jax.nn.splash import KERNELS
 from ar_jax.objectives.adversarial import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, Adversary
+from ar_jax.objectives.flow_matching import FlowMatching
 from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.masked import Masked
@@ -47,13 +47,21 @@ from ar_jax.objectives.masked_codes import MaskedCodes
 from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.sampling.confidence import ConfidenceSampler
 from ar_jax.sampling.filters import Knobs
+from ar_jax.sampling.flow import FlowSampler
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import CachedSampler
 from ar_jax.sampling.refine import RefineSampler
 from ar_jax.schedules import Schedule
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
-from ar_jax.tokenizers.checks import check_bits, check_projection, check_scalar_levels
+from ar_jax.tokenizers.checks import (
+    check_bits,
+    check_groups,
+    check_latents,
+    check_levels,
+    check_projection,
+    check_scalar_levels,
+)
 from ar_jax.tokenizers.finite_scalar import FiniteScalarQuantizer
 from ar_jax.tokenizers.kl import KLTokenizer
 from ar_jax.tokenizers.lookup_free import BinarySphericalQuantizer, LookupFreeQuantizer
@@ -80,6 +88,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "masked": schedules.masked,
     "random_groups": schedules.random_groups,
     "distant_groups": schedules.distant_groups,
+    "next_entity": schedules.next_entity,
 }
 BACKBONES = {
     "decoder": Decoder,
@@ -88,6 +97,7 @@ BACKBONES = {
     "instructed_decoder": InstructedDecoder,
     "two_pass_decoder": TwoPassDecoder,
     "bidirectional": Bidirectional,
+    "noisy_decoder": NoisyDecoder,
 }
 HEADS = {
     "categorical": CategoricalHead,
@@ -95,6 +105,7 @@ HEADS = {
     "diffusion": DiffusionHead,
     "energy": EnergyHead,
     "mixture": MixtureHead,
+    "velocity": VelocityHead,
 }
 TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
 DISCRIMINATORS = {
@@ -107,9 +118,10 @@ OBJECTIVES = {
     "likelihood": Likelihood,
     "masked": Masked,
     "masked_codes": MaskedCodes,
+    "flow_matching": FlowMatching,
 }
 # How codes are drawn is the backbone's: with a cache step by step, or all that is known each time.
-AnySampler: TypeAlias = CachedSampler | RefineSampler | ConfidenceSampler
+AnySampler: TypeAlias = CachedSampler | RefineSampler | ConfidenceSampler | FlowSampler
 SAMPLERS: dict[type, Any] = {
     Decoder: CachedSampler,
     CrossDecoder: CachedSampler,
@@ -117,6 +129,7 @@ SAMPLERS: dict[type, Any] = {
     TwoPassDecoder: CachedSampler,
     EncoderDecoder: RefineSampler,
     Bidirectional: ConfidenceSampler,
+    NoisyDecoder: FlowSampler,
 }
 CODEBOOK = "quantizer/codebook"  # the parameter that objectives move outside of the gradient
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -16,21 +16,25 @@ from ar_jax.backbones.cross_decoder import CrossDecoder
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
+from ar_jax.backbones.noisy_decoder import NoisyDecoder, check_noisy_decoder
 from ar_jax.backbones.ordered import OrderedDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.heads.bitwise import BitwiseHead
 from ar_jax.heads.categorical import CategoricalHead
-from ar_jax.heads.checks import ContinuousHead, check_continuous_head
-from ar_jax.tokenizers.autoencoder import Autoencoder
+from ar_jax.heads.checks import MaskedHead, check_masked_head
+from ar_jax.heads.flow import VelocityHead
 from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
 from ar_jax.tokenizers.checks import check_losses
 from ar_jax.tokenizers.kl import KLTokenizer
-from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
 AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
-AnyBackbone: TypeAlias = Decoder | CrossDecoder | OrderedDecoder | Bidirectional | EncoderDecoder
+ContinuousBackbone: TypeAlias = EncoderDecoder | NoisyDecoder
+ContinuousHead: TypeAlias = MaskedHead | VelocityHead
+AnyBackbone: TypeAlias = (
+    Decoder | CrossDecoder | OrderedDecoder | Bidirectional | ContinuousBackbone
+)
 AnyHead: TypeAlias = CategoricalHead | BitwiseHead | ContinuousHead
 
 # Which objective goes with a backbone, by the name that configs give it.
@@ -41,6 +45,7 @@ OBJECTIVE_OF = {
     InstructedDecoder: "likelihood",
     TwoPassDecoder: "likelihood",
     EncoderDecoder: "masked",
+    NoisyDecoder: "flow_matching",
 }
 
 
@@ -56,12 +61,12 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
         "backbone": (
             (Decoder, CrossDecoder, OrderedDecoder, Bidirectional),
             "'decoder', one of its kind or 'bidirectional'",
-            "'encoder_decoder'",
+            "'encoder_decoder' or 'noisy_decoder'",
         ),
         "head": (
             (CategoricalHead, BitwiseHead),
             "'categorical' or 'bitwise'",
-            "'diffusion', 'energy' or 'mixture'",
+            "'diffusion', 'energy', 'mixture' or 'velocity'",
         ),
     }
     for part, (of_discrete, *fits) in kinds.items():
@@ -71,7 +76,7 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
                 f"{'discrete' if discrete else 'continuous'} codes of config.tokenizer"
             )
     if isinstance(tokenizer, Tokenizer):
-        assert not isinstance(backbone, EncoderDecoder)
+        assert not isinstance(backbone, ContinuousBackbone)
         check_classifier(head, tokenizer)
         if isinstance(backbone, Bidirectional):
             check_bidirectional(backbone, tokenizer)
@@ -82,10 +87,8 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
         else:
             check_ordered(backbone, tokenizer)
     else:
-        assert isinstance(backbone, EncoderDecoder) and isinstance(head, ContinuousHead)
-        check_encoder_decoder(backbone, tokenizer)
-        check_code_width("head.code_width", head.code_width, tokenizer)
-        check_continuous_head(head)
+        assert isinstance(backbone, ContinuousBackbone) and isinstance(head, ContinuousHead)
+        check_continuous(tokenizer, backbone, head)
 
 
 def check_classifier(head: AnyHead, tokenizer: Tokenizer) -> None:
@@ -116,6 +119,30 @@ def check_attention(backbone: AnyBackbone) -> None:
             f"attention_dropout is {backbone.attention_dropout}: set it to 0, or attention to "
             "'auto' or 'xla'"
         )
+
+
+def check_continuous(
+    tokenizer: KLTokenizer, backbone: ContinuousBackbone, head: ContinuousHead
+) -> None:
+    """The parts of a generator of continuous codes."""
+    noisy = isinstance(backbone, NoisyDecoder)
+    if noisy != isinstance(head, VelocityHead):
+        fits = "'velocity'" if noisy else "'diffusion', 'energy' or 'mixture'"
+        raise ValueError(
+            f"head.name must be {fits} for backbone.name "
+            f"'{'noisy_decoder' if noisy else 'encoder_decoder'}'"
+        )
+    if isinstance(backbone, NoisyDecoder):
+        check_noisy_decoder(backbone)
+        check_positive(backbone, "num_classes")
+        check_code_width("backbone.code_width", backbone.code_width, tokenizer)
+    else:
+        check_encoder_decoder(backbone, tokenizer)
+    check_code_width("head.code_width", head.code_width, tokenizer)
+    if isinstance(head, VelocityHead):
+        head.flow  # noqa: B018  raises where a field is out of its range
+    else:
+        check_masked_head(head)
 
 
 def check_objective(name: str, backbone: AnyBackbone) -> None:
@@ -220,45 +247,6 @@ def check_tokenizer_objective(config: Any, tokenizer: AnyTokenizer) -> None:
         )
     if isinstance(tokenizer, Tokenizer):
         check_losses(config, tokenizer.quantizer)
-
-
-def check_levels(autoencoder: Autoencoder) -> None:
-    """config.tokenizer.autoencoder: both sides have the same levels, and those with attention."""
-    ours, theirs = autoencoder.multipliers, autoencoder.decoder_multipliers
-    if theirs is not None and len(theirs) != len(ours):
-        raise ValueError(
-            f"tokenizer.autoencoder.decoder_multipliers is {theirs}; it must be as many as the "
-            f"multipliers {ours}, or images would not come back at their size"
-        )
-    for part in ("encoder", "decoder"):
-        field = f"tokenizer.autoencoder.{part}_attention"
-        levels = getattr(autoencoder, f"{part}_attention")
-        if levels is None:
-            continue
-        count = len(autoencoder.multipliers)
-        if not autoencoder.attention and levels:
-            raise ValueError(f"{field} is {levels}, but tokenizer.autoencoder.attention is False")
-        if any(not 0 <= level < count for level in levels):
-            raise ValueError(f"{field} is {levels}; there are the levels 0 to {count - 1}")
-
-
-def check_groups(autoencoder: Autoencoder | PooledAutoencoder) -> None:
-    """config.tokenizer.autoencoder: group norms of the first level, and so of all, are even."""
-    groups, channels = autoencoder.groups, autoencoder.channels
-    if groups < 1 or channels % groups:
-        raise ValueError(
-            f"tokenizer.autoencoder.groups is {groups}, which does not divide "
-            f"tokenizer.autoencoder.channels {channels}"
-        )
-
-
-def check_latents(tokenizer: KLTokenizer) -> None:
-    """config.tokenizer of name 'kl'."""
-    if tokenizer.patch < 1:
-        raise ValueError(f"tokenizer.patch is {tokenizer.patch}; it must be at least 1")
-    if not tokenizer.scale > 0:
-        raise ValueError(f"tokenizer.scale is {tokenizer.scale}; it must be positive")
-    tokenizer.grids  # noqa: B018  raises where the patch does not divide the latent
 
 
 def check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:

@@ -11,90 +11,15 @@ import dataclasses
 import functools
 import itertools
 import math
-import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from ar_jax.mask_rule import MaskRule
 
 Grid = tuple[int, int]
 
 MAX_SEGMENTS = 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskRule:
-    """How many of the codes that are hidden at first still are after every iteration.
-
-    Attributes:
-        method: the share that is still hidden, with r the ratio of iterations that are done and n
-            the codes that are hidden at first: 'uniform' 1 - r; 'powX', X a positive number,
-            1 - r^X; 'cosine' cos(pi r / 2); 'arccos' arccos(r) / (pi / 2); 'log' -log2(r) /
-            log2(n); 'exp' 1 - n^(r - 1). Clipped to [1e-6, 1].
-        slack: added before the floor. Shares of whole numbers of codes come out just below them
-            here and there; 1e-9 makes these whole again. 0 takes float64 as it is.
-
-    Raises:
-        ValueError: there is no such method.
-    """
-
-    method: str = "cosine"
-    slack: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_method("schedule.method", self.method)
-
-    def share(self, done: Any, total: Any, count: Any, xp: Any = np) -> Any:
-        """The share that is hidden after ``done`` of ``total`` iterations, of ``count`` codes.
-
-        ``xp`` is numpy, or jax.numpy for traced numbers: this file knows no JAX.
-        """
-        ratio = done / total
-        bits = xp.log2(xp.maximum(count, 2))  # of one code nothing is left to decide
-        if self.method == "uniform":
-            share = 1 - ratio
-        elif self.method == "cosine":
-            # numpy's cosine, and in this order, as in MAR's code: the floor depends on rounding.
-            share = xp.cos(np.pi / 2.0 * done / total)
-        elif self.method == "arccos":
-            share = xp.arccos(ratio) / (np.pi / 2)
-        elif self.method == "log":
-            share = -xp.log2(ratio) / bits
-        elif self.method == "exp":
-            share = 1 - 2.0 ** (-bits * (1 - ratio))
-        else:
-            share = 1 - ratio ** float(self.method.removeprefix("pow"))
-        return xp.clip(share, 1e-6, 1.0)
-
-    def floors(self, count: int | np.ndarray, iterations: int) -> np.ndarray:
-        """floor(count share) after every iteration, int [..., S], of counts int [...]."""
-        counts = np.asarray(count)[..., None]
-        share = self.share(np.arange(1, iterations + 1), iterations, counts)
-        return np.floor(counts * share + self.slack).astype(np.int32)
-
-    def lengths(self, count: int | np.ndarray, iterations: int, start: int = 0) -> np.ndarray:
-        """Codes that are hidden after the iterations from ``start`` on, int32 [..., S - start].
-
-        Each iteration finds at least one, as long as more than one are left. After the last one,
-        too, a code counts as hidden, as in the official code.
-        """
-        floors = self.floors(count, iterations)
-        left, lengths = np.asarray(count), []
-        for i in range(start, iterations):
-            left = np.maximum(1, np.minimum(left - 1, floors[..., i]))
-            lengths.append(left)
-        return np.stack(lengths, axis=-1).astype(np.int32)
-
-
-def check_method(field: str, method: str) -> None:
-    """Raises ValueError that names ``field`` unless there is such a `MaskRule.method`."""
-    plain = ("uniform", "cosine", "arccos", "log", "exp")
-    power = re.fullmatch(r"pow(\d+\.?\d*|\.\d+)", method)
-    if method not in plain and not (power and float(power[1]) > 0):
-        raise ValueError(
-            f"{field} is {method!r}; it must be one of {plain} or 'powX' with a positive number X, "
-            "as 'pow2.5'"
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -345,6 +270,62 @@ def distant_groups(*, grid: int | Sequence[int], regions: int) -> Schedule:
         sizes=(1,) * regions + (regions,) * (len(order) // regions - 1),
         cells=tuple(order.tolist()),
     )
+
+
+ENTITIES = ("token", "cell", "subsample", "scale", "image")
+
+
+def next_entity(*, grid: int | Sequence[int], entity: str, parts: int = 1) -> Schedule:
+    """One entity a step, whatever that is (xAR, arXiv:2502.20388).
+
+    Args:
+        entity: 'token': one code, row by row; 'cell': the codes of one of ``parts`` x ``parts``
+            rectangles, row by row; 'subsample': codes that are ``parts`` apart in both directions,
+            first those that begin in the upper left corner; 'scale': all codes of one of the
+            scales of `doubling_scales`; 'image': all codes. Rectangles differ by a row or column
+            where ``parts`` does not divide the grid, and subsamples likewise.
+        parts: of cells and subsamples.
+
+    Raises:
+        ValueError: no such entity, or parts that it does not have.
+    """
+    grids = as_grids([grid])
+    rows, columns = grids[0]
+    if entity not in ENTITIES:
+        raise ValueError(f"schedule.entity is {entity!r}; it must be one of {ENTITIES}")
+    split = entity in ("cell", "subsample")
+    if not 1 <= parts <= (min(rows, columns) if split else 1):
+        raise ValueError(
+            f"schedule.parts is {parts}; of entities {entity!r} on the grid {grids[0]} it must be "
+            f"{f'1 to {min(rows, columns)}' if split else '1'}"
+        )
+    if entity == "token":
+        return Schedule(name="next_entity", grids=grids, sizes=(1,) * (rows * columns))
+    if entity == "scale":
+        grids = doubling_scales(grids[0])
+        return Schedule(name="next_entity", grids=grids, sizes=tuple(r * c for r, c in grids))
+    cells = np.arange(rows * columns).reshape(rows, columns)
+    if entity == "subsample":
+        groups = [cells[i::parts, j::parts] for i in range(parts) for j in range(parts)]
+    else:
+        bands = np.array_split(cells, parts, axis=0)
+        groups = [cell for band in bands for cell in np.array_split(band, parts, axis=1)]
+    order = np.concatenate([group.reshape(-1) for group in groups])
+    return Schedule(
+        name="next_entity",
+        grids=grids,
+        sizes=tuple(group.size for group in groups),
+        cells=tuple(order.tolist()),
+    )
+
+
+def doubling_scales(grid: Grid) -> tuple[Grid, ...]:
+    """Grids from one cell on that double up to ``grid`` (FlowAR); halves are rounded up."""
+    grids = [grid]
+    while max(grids[0]) > 1:
+        rows, columns = grids[0]
+        grids.insert(0, ((rows + 1) // 2, (columns + 1) // 2))
+    return tuple(grids)
 
 
 def _mask_sizes(rule: MaskRule, grid: Grid, steps: int, field: str) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ SYSTEMS = {
     "mar": "tokenizer_kl",
     "ear": "tokenizer_kl",
     "givt": "tokenizer_kl",
+    "xar": "tokenizer_kl",
     "maskgit": "tokenizer_vq",
     "infinity": "tokenizer_bitwise",
 }

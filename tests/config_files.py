@@ -25,6 +25,7 @@ from ar_jax.backbones.cross_decoder import CrossDecoder
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
+from ar_jax.backbones.noisy_decoder import NoisyDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.build import build_objective, build_sampling, trains_tokenizer
 from ar_jax.data import Data, from_config
@@ -33,10 +34,12 @@ from ar_jax.heads.bitwise import BitwiseHead
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.heads.energy import EnergyHead
+from ar_jax.heads.flow import VelocityHead
 from ar_jax.heads.mixture import MixtureHead
 from ar_jax.nn import conv, pooled_conv
 from ar_jax.nn.blocks import Attention, Block, Stack
 from ar_jax.nn.layers import MLP
+from ar_jax.objectives.flow_matching import FlowMatching
 from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood, init_tokenizer
 from ar_jax.objectives.masked import Masked
@@ -77,10 +80,17 @@ TAKERS: dict[str, tuple[type, ...]] = {
     ),
     "backbone": (
         *(Decoder, CrossDecoder, EncoderDecoder, InstructedDecoder, TwoPassDecoder, Bidirectional),
+        NoisyDecoder,
         *(Stack, Block, Attention, MLP),
     ),
-    "head": (CategoricalHead, BitwiseHead, DiffusionHead, EnergyHead, MixtureHead),
-    "objective": (TokenizerObjective, KLTokenizerObjective, Likelihood, Masked, MaskedCodes),
+    "head": (
+        *(CategoricalHead, BitwiseHead, DiffusionHead, EnergyHead, MixtureHead),
+        VelocityHead,
+    ),
+    "objective": (
+        *(TokenizerObjective, KLTokenizerObjective, Likelihood, Masked, MaskedCodes),
+        FlowMatching,
+    ),
     "sampling": (Knobs,),
     "sampling.guidance": (Guidance,),
 }

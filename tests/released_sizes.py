@@ -21,6 +21,7 @@ KEYS = {
     "mar": "counts",
     "ear": "counts",
     "infinity": "counts",
+    "xar": "counts",
 }
 CASES = {
     "var": ("var/tiny_a", "var/tiny_b"),
@@ -32,6 +33,7 @@ CASES = {
     "mar": ("mar/tiny",),
     "ear": ("ear/tiny",),
     "infinity": ("infinity/tiny",),
+    "xar": ("xar/tiny",),
 }
 HEADER = (
     *("family", "released size", "parameters", "tensors"),
@@ -109,6 +111,9 @@ RELEASES = (
     Release("infinity", "layer40", 4_716_421_888, 862),
     Release("infinity", "8b", 8_375_791_824, 862),
     Release("infinity", "layer48", 8_767_198_528, 1030),
+    Release("xar", "base", 172_638_224, 257),
+    Release("xar", "large", 608_397_968, 497),
+    Release("xar", "huge", 1_186_024_096, 617),
 )
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ar_jax.mask_rule import MaskRule
 from ar_jax.objectives.masked_codes import HidingDraws, MaskedCodes
-from ar_jax.schedules import MaskRule
 from tests.objective_calls import close, gradient_of, loss_of, replicated, sharded
 from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.toy_masked_codes import masked_codes_system

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ar_jax.schedules import MaskRule, Schedule, as_grids, masked, next_scale, raster
+from ar_jax.mask_rule import MaskRule
+from ar_jax.schedules import Schedule, as_grids, masked, next_scale, raster
 
 
 def test_raster():

@@ -83,10 +83,16 @@ def test_cosine_and_constant():
     )
     got = [float(ratio(i)) for i in (0, 10, 20, 60, 100, 500)]
     np.testing.assert_allclose(got, [0.5, 0.75, 1.0, 0.6, 0.2, 0.2], rtol=1e-6)
-    constant = learning_rate_ratio(
-        steps=10, schedule="constant", warmup_steps=0, warmup_start=0.0, hold=0.0, end_ratio=0.0
+    held = learning_rate_ratio(
+        steps=101, schedule="cosine", warmup_steps=0, warmup_start=0.0, hold=0.6, end_ratio=0.2
     )
+    got = [float(held(i)) for i in (59, 60, 80, 100)]
+    np.testing.assert_allclose(got, [1.0, 1.0, 0.6, 0.2], rtol=1e-6)
+    fields: Any = dict(steps=10, schedule="constant", warmup_steps=0, warmup_start=0.0)
+    constant = learning_rate_ratio(**fields, hold=0.0, end_ratio=0.0)
     assert [float(constant(i)) for i in range(10)] == [1.0] * 10
+    with pytest.raises(ValueError, match="hold=0.5 has no effect with schedule='constant'"):
+        learning_rate_ratio(**fields, hold=0.5, end_ratio=0.0)
 
 
 def test_schedules_of_one_step():
@@ -199,7 +205,7 @@ def test_muon_needs_blocks():
         ("name", "sgd", "name='sgd' is none of"),
         ("name", "adam", "weight_decay=0.05 has no effect with name='adam'"),
         ("schedule", "step", "schedule='step' is none of"),
-        ("hold", 0.05, "hold=0.05 has no effect with schedule='cosine'"),
+        ("hold", 1.0, r"hold=1.0 must lie in \[0, 1\)"),
         ("warmup_steps", 100, r"warmup_steps=100 must be less than config.train.steps=100"),
         ("warmup_start", 2.0, r"warmup_start=2.0 must lie in \[0, 1\]"),
         ("end_ratio", -0.1, "end_ratio=-0.1 must lie"),

@@ -292,6 +292,18 @@ def test_tables_keep_rows_that_are_not_of_cells():
     np.testing.assert_allclose(found[2:-1], wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_tables_in_an_order_of_their_own():
+    """Rows of cells stay with their cells, whatever entities they are in before and after."""
+    grid = np.random.default_rng(0).standard_normal((36, 3)).astype(np.float32)
+    cells = schedules.next_entity(grid=6, entity="cell", parts=2)
+    apart = schedules.next_entity(grid=6, entity="subsample", parts=3)
+    rows = grid[list(cells.cells or ())]
+    found = resample(rows, CellTable(), cells, apart)
+    np.testing.assert_array_equal(found, grid[list(apart.cells or ())])
+    larger = resample(rows, CellTable(), cells, one_grid(9))
+    np.testing.assert_array_equal(larger, resample(grid, CellTable(), one_grid(6), one_grid(9)))
+
+
 def test_lists_of_scales_of_other_lengths():
     assert nearest_scales(4, 4) == [0, 1, 2, 3]
     assert nearest_scales(10, 14)[0] == 0 and nearest_scales(10, 14)[-1] == 9
@@ -304,7 +316,8 @@ def test_lists_of_scales_of_other_lengths():
 
 
 @pytest.mark.parametrize(
-    ("file", "count"), [("rar.py", 2), ("mar.py", 3), ("var.py", 2), ("maskgit.py", 1)]
+    ("file", "count"),
+    [("rar.py", 2), ("mar.py", 3), ("var.py", 2), ("maskgit.py", 1), ("xar.py", 2)],
 )
 def test_tables_are_where_they_are_said_to_be(file, count):
     objective: Any = build_objective(Case(f"configs/fashion_mnist/{file}", "smoke").config)

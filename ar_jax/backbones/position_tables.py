@@ -13,13 +13,17 @@ import numpy as np
 from ar_jax.backbones.bidirectional import Bidirectional
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
+from ar_jax.backbones.noisy_decoder import NoisyDecoder
 from ar_jax.nn.resize import bicubic_matrix
 from ar_jax.schedules import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
 class CellTable:
-    """[front + L + further, D]: ``front`` rows, one for each code position, and further ones."""
+    """[front + L + further, D]: ``front`` rows, one for each code position, and further ones.
+
+    The positions are in the schedule's own order.
+    """
 
     front: int = 0
 
@@ -38,6 +42,8 @@ def position_tables(backbone: Any) -> dict[str, CellTable | ScaleTable]:
         return {"encoder_position": held, "decoder_position": held, "hidden_position": CellTable()}
     if isinstance(backbone, Bidirectional):
         return {"position": CellTable(1)}
+    if isinstance(backbone, NoisyDecoder):
+        return {"encoder_position": CellTable(), "decoder_position": CellTable()}
     if isinstance(backbone, Decoder) and backbone.positions == "learned":
         return {"position": CellTable(), "scale_embed": ScaleTable()}
     if isinstance(backbone, Decoder) and backbone.positions == "target_aware":
@@ -63,12 +69,16 @@ def resample(
         return rows[sources].astype(np.float32)
     starts = np.cumsum([0, *(height * width for height, width in old.grids)]) + kind.front
     parts = [rows[: kind.front]]
+    if old.cells is not None:
+        ordered = rows[kind.front : starts[-1]][np.argsort(old.cells)]
+        rows = np.concatenate([*parts, ordered, rows[starts[-1] :]])
     for source, grid in zip(sources, new.grids, strict=True):
         table = rows[starts[source] : starts[source + 1]].reshape(*old.grids[source], -1)
         if grid != old.grids[source]:
             across = [bicubic_matrix(n, m) for n, m in zip(old.grids[source], grid, strict=True)]
             table = np.einsum("ih,jw,hwc->ijc", *across, table.astype(np.float64), optimize=True)
-        parts.append(table.reshape(-1, rows.shape[1]))
+        made = table.reshape(-1, rows.shape[1])
+        parts.append(made if new.cells is None else made[list(new.cells)])
     parts.append(rows[starts[-1] :])
     return np.concatenate(parts).astype(np.float32)
 

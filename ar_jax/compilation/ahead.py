@@ -35,8 +35,9 @@ from ar_jax.compilation.target import (
 from ar_jax.objectives.likelihood import init_tokenizer
 from ar_jax.objectives.perceptual import frozen_shapes
 from ar_jax.parallel.mesh import batch_sharding
-from ar_jax.sampling import confidence, loop, refine
+from ar_jax.sampling import confidence, flow, loop, refine
 from ar_jax.sampling.confidence import ConfidenceSampler
+from ar_jax.sampling.flow import FlowSampler
 from ar_jax.sampling.loop import CachedSampler, image_keys
 from ar_jax.sampling.refine import RefineSampler
 from ar_jax.train.program import build_program
@@ -46,11 +47,13 @@ DECODERS: dict[type, Any] = {
     CachedSampler: loop.decode_codes,
     RefineSampler: refine.decode_codes,
     ConfidenceSampler: loop.decode_codes,
+    FlowSampler: refine.decode_codes,
 }
-# Programs of samplers that run the whole sequence each time, whose products are counted.
+# Programs of samplers that run rows more often than once, whose products are counted.
 UNCACHED: dict[type, Any] = {
     RefineSampler: refine.draw_codes,
     ConfidenceSampler: confidence.draw_steps,
+    FlowSampler: flow.draw_codes,
 }
 
 
@@ -140,9 +143,9 @@ def compile_sampler(
     knobs, guidance = build_sampling(target.config)
     made: list[Any] = []
 
-    def unstacked(key: jax.Array) -> Any:
-        params = {"tokenizer": init_tokenizer(system, key), **target.objective.init(key)}
-        made.append(create_sampler(system, params))
+    def unstacked(key: jax.Array, objective: Any = target.objective) -> Any:
+        params = {"tokenizer": init_tokenizer(system, key), **objective.init(key)}
+        made.append(create_sampler(objective.system, params))
         return made[-1].params
 
     params = placed(jax.eval_shape(unstacked, jax.random.key(0)), mesh)
@@ -162,8 +165,9 @@ def compile_sampler(
         flops = figures.model_flops(trained, sampler.system, rows, passes=passes)
         rule, attention = figures.FLOPS_RULE, "xla (cached)"
     else:
-        counted: Any = _countable(target)
-        draw = functools.partial(UNCACHED[type(sampler)], counted.system, **lower.keywords)
+        countable = functools.partial(unstacked, objective=_countable(target))
+        jax.eval_shape(countable, jax.random.key(0))
+        draw = functools.partial(UNCACHED[type(sampler)], made[-1].system, **lower.keywords)
         flops = products.count_products(draw, *arguments)
         rule, attention = products.CALL_RULE, target.config.attention
     found = report(target, compiled, trained, sample_phase, flops, rule)

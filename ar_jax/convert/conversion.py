@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 TRAINING_FIELDS = {
     *("token_dropout", "attention_dropout", "residual_dropout", "mlp_dropout", "drop_path"),
     *("mlp_hidden_dropout", "init_std", "depth_scaled_init", "gate_init", "modulation_init"),
-    *("dropout", "sampling_steps", "alpha", "train_temperature"),
+    *("dropout", "sampling_steps", "sampler", "last", "alpha", "train_temperature"),
     *("remat", "scan", "dtype", "codebook_update", "entropy", "entropy_group", "temperature"),
     *("parent", "name"),
 }

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ar_jax.convert import arpg, ear, infinity, llamagen, mar, par, randar, rar, var
+from ar_jax.convert import arpg, ear, infinity, llamagen, mar, par, randar, rar, var, xar
 from ar_jax.convert.part import Part
 from ar_jax.convert.places import Shape, Tensors
 
@@ -63,6 +63,7 @@ FAMILIES: dict[str, Family] = {
     "arpg": arpg,
     "par": par,
     "infinity": infinity,
+    "xar": xar,
 }
 
 

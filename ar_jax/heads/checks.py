@@ -9,11 +9,11 @@ from ar_jax.heads.energy import EnergyHead
 from ar_jax.heads.mixture import MixtureHead
 from ar_jax.nn.diffusion import respace
 
-ContinuousHead: TypeAlias = DiffusionHead | EnergyHead | MixtureHead
+MaskedHead: TypeAlias = DiffusionHead | EnergyHead | MixtureHead
 
 
-def check_continuous_head(head: ContinuousHead) -> None:
-    """config.head of a name that goes with continuous codes.
+def check_masked_head(head: MaskedHead) -> None:
+    """config.head of a backbone of masked sets of continuous codes.
 
     Raises:
         ValueError: names the field, its value and what would be right.
@@ -35,7 +35,7 @@ def check_continuous_head(head: ContinuousHead) -> None:
             raise ValueError(f"head.sampling_steps is {head.sampling_steps!r}: {error}") from error
 
 
-def check_repeats(repeats: int, head: ContinuousHead) -> None:
+def check_repeats(repeats: int, head: MaskedHead) -> None:
     """config.objective.repeats are of a loss that chance has a part in."""
     if repeats > 1 and isinstance(head, MixtureHead):
         raise ValueError(

@@ -13,12 +13,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ar_jax.nn.attention import attend
 from ar_jax.nn.cross_attention import CrossAttention, Text
-from ar_jax.nn.layers import MLP, LayerNorm, RMSNorm, drop_path, layer_norm, unit
+from ar_jax.nn.layers import MLP, LayerNorm, RMSNorm, drop_path, layer_norm, rms_norm, unit
 from ar_jax.nn.modulation import Modulation, modulation_init
 from ar_jax.nn.positions import rotate
 from ar_jax.nn.splash import attend_all
@@ -151,7 +152,8 @@ class Block(nn.Module, kw_only=True):
     Attributes:
         post_norm: norms of the sums x + f(x) (BERT, arXiv:1810.04805), which know no modulation,
             in place of norms of f's inputs.
-        norm: 'layernorm' (no parameters), 'affine_layernorm' (scale and bias) or 'rmsnorm' (scale).
+        norm: 'layernorm' (no parameters), 'affine_layernorm' (scale and bias), 'rmsnorm' (scale) or
+            'plain_rmsnorm' (no parameters).
         modulation: 'none'; 'own': six vectors from the condition by this block's linear layer;
             'shared': the given vectors plus this block's own table (VAR's shared AdaLN).
         gate_init, modulation_init: factors on the initial gates and on scales and shifts.
@@ -193,7 +195,9 @@ class Block(nn.Module, kw_only=True):
         self,
         x: Array,  # [B, Q, D]
         drop_rate: Array,  # scalar, this block's stochastic depth
-        condition: Array | None,  # [B, R, D] for 'own', [B, R, 6, D] for 'shared'; R is 1 or Q
+        # [B, R, D] for 'own', [B, R, 6, D] for 'shared'; R is 1, Q or, without a cache, the number
+        # of steps in ``row_steps``
+        condition: Array | None,
         rope: Array | None,
         mask: Array | None,
         cache: tuple[Array, Array] | None,
@@ -207,7 +211,7 @@ class Block(nn.Module, kw_only=True):
         x = nn.with_logical_constraint(x, ("batch", None, None))
         init = nn.initializers.normal(self.init_std)
         out_init = nn.initializers.normal(self.out_init_std)
-        modulation = self._modulation(condition, x.shape[-1])  # six of [B, R, D], or None
+        modulation = self._modulation(condition, *x.shape[1:])  # six of [B, 1 or Q, D], or None
 
         def branch(x: Array, name: str, index: int) -> Array:
             h = x if self.post_norm else self._normalise(x, name)
@@ -281,9 +285,10 @@ class Block(nn.Module, kw_only=True):
             return RMSNorm(epsilon=self.norm_epsilon, name=name)(x)
         if self.norm == "affine_layernorm":
             return LayerNorm(epsilon=self.norm_epsilon, name=name)(x)
-        return layer_norm(x, epsilon=self.norm_epsilon)
+        plain = rms_norm if self.norm == "plain_rmsnorm" else layer_norm
+        return plain(x, epsilon=self.norm_epsilon)
 
-    def _modulation(self, condition: Array | None, width: int) -> list[Array] | None:
+    def _modulation(self, condition: Array | None, rows: int, width: int) -> list[Array] | None:
         """gate 1, gate 2, scale 1, scale 2, shift 1, shift 2: the official order."""
         if self.modulation == "none":
             return None
@@ -297,6 +302,8 @@ class Block(nn.Module, kw_only=True):
             table_init = modulation_init(width**-0.5, self.gate_init, self.modulation_init)
             table = self.param("modulation_table", table_init, (6, width), jnp.float32)
             vectors = condition + table[None, None]
+        if vectors.shape[1] not in (1, rows):
+            vectors = vectors[:, np.asarray(self.row_steps)]
         return [vectors[:, :, i] for i in range(6)]
 
 

@@ -33,8 +33,14 @@ class LayerNorm(nn.Module, kw_only=True):
         return normed * jnp.expand_dims(scale, ahead) + jnp.expand_dims(bias, ahead)
 
 
+def rms_norm(x: Array, *, epsilon: float) -> Array:
+    """x / rms(x) over the last axis without parameters (arXiv:1910.07467), in float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+
+
 class RMSNorm(nn.Module, kw_only=True):
-    """x / rms(x) * scale (arXiv:1910.07467), in float32."""
+    """`rms_norm` times a scale, in float32."""
 
     epsilon: float
 
@@ -42,8 +48,7 @@ class RMSNorm(nn.Module, kw_only=True):
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         scale = jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
-        x = x.astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon) * scale
+        return rms_norm(x, epsilon=self.epsilon) * scale
 
 
 def unit(x: Array) -> Array:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ar_jax.api import Array, Aux, Batch, Cond, Params, Stats, System
+from ar_jax.objectives.latents import draw_latent_codes
 from ar_jax.objectives.ranges import check_share
 
 
@@ -184,16 +185,7 @@ class Masked:
 
     def _codes(self, frozen: Params, batch: Batch, key: Array) -> Array:
         """Codes drawn from the cached moments, or from the frozen tokenizer's of the images."""
-        tokenizer = self.system.tokenizer
-        variables = {"params": frozen["tokenizer"]}
-        if "codes" in batch:
-            encoding = batch["codes"]
-        else:
-            images = batch["image"].astype(jnp.float32) / 127.5 - 1.0
-            encoding = tokenizer.apply(variables, images, method="encode")
-        noise = jax.random.normal(key, (len(encoding), *tokenizer.codes_shape))
-        codes = tokenizer.apply(variables, encoding, noise, method="codes_of")
-        return jax.lax.stop_gradient(codes)
+        return draw_latent_codes(self.system.tokenizer, frozen, batch, key)
 
 
 def hidden_count(length: int, rate: Array | float, rate_min: float = 0.0) -> Array:

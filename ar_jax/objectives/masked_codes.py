@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from ar_jax.api import Array, Aux, Batch, Params, Stats, System, weighted_mean
+from ar_jax.mask_rule import MaskRule, check_method
 from ar_jax.objectives.likelihood import drop_condition, read_codes
 from ar_jax.objectives.ranges import check_share
-from ar_jax.schedules import MaskRule, check_method
 
 
 @flax.struct.dataclass
@@ -31,7 +31,7 @@ class MaskedCodes:
         system: the generator; its tokenizer is frozen.
         label_dropout: probability of training an image on the null condition (for guidance).
         label_smoothing: e of the target (1 - e) one_hot + e / V; training only.
-        method: of an image's share of hidden codes, see `ar_jax.schedules.MaskRule`, at a ratio
+        method: of an image's share of hidden codes, see `ar_jax.mask_rule.MaskRule`, at a ratio
             that is uniform in [0, 1).
         rate_min: no smaller share; max(1, round(L share)) codes are hidden.
         seen_weight: of codes that are not hidden, where hidden ones have weight 1 (TiTok: 0.1).

@@ -1,4 +1,4 @@
-"""Checks that quantisers fit their autoencoder and their objective; errors name a config field."""
+"""Checks that the parts of a tokenizer and its objective fit each other; errors name a field."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
 from ar_jax.tokenizers.contract import Quantizer
+from ar_jax.tokenizers.kl import KLTokenizer
 from ar_jax.tokenizers.lookup_free import LookupFreeQuantizer
+from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
 
 MAX_INDEX_BITS = 24  # a histogram of all codes is kept
 MAX_ENTROPY_GROUP = 16
@@ -91,3 +93,42 @@ def check_bits(quantizer: LookupFreeQuantizer | MultiScaleBitwiseQuantizer) -> N
         )
     if not quantizer.temperature > 0:
         raise ValueError(f"tokenizer.temperature is {quantizer.temperature}; it must be positive")
+
+
+def check_levels(autoencoder: Autoencoder) -> None:
+    """config.tokenizer.autoencoder: both sides have the same levels, and those with attention."""
+    ours, theirs = autoencoder.multipliers, autoencoder.decoder_multipliers
+    if theirs is not None and len(theirs) != len(ours):
+        raise ValueError(
+            f"tokenizer.autoencoder.decoder_multipliers is {theirs}; it must be as many as the "
+            f"multipliers {ours}, or images would not come back at their size"
+        )
+    for part in ("encoder", "decoder"):
+        field = f"tokenizer.autoencoder.{part}_attention"
+        levels = getattr(autoencoder, f"{part}_attention")
+        if levels is None:
+            continue
+        count = len(autoencoder.multipliers)
+        if not autoencoder.attention and levels:
+            raise ValueError(f"{field} is {levels}, but tokenizer.autoencoder.attention is False")
+        if any(not 0 <= level < count for level in levels):
+            raise ValueError(f"{field} is {levels}; there are the levels 0 to {count - 1}")
+
+
+def check_groups(autoencoder: Autoencoder | PooledAutoencoder) -> None:
+    """config.tokenizer.autoencoder: group norms of the first level, and so of all, are even."""
+    groups, channels = autoencoder.groups, autoencoder.channels
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"tokenizer.autoencoder.groups is {groups}, which does not divide "
+            f"tokenizer.autoencoder.channels {channels}"
+        )
+
+
+def check_latents(tokenizer: KLTokenizer) -> None:
+    """config.tokenizer of name 'kl'."""
+    if tokenizer.patch < 1:
+        raise ValueError(f"tokenizer.patch is {tokenizer.patch}; it must be at least 1")
+    if not tokenizer.scale > 0:
+        raise ValueError(f"tokenizer.scale is {tokenizer.scale}; it must be positive")
+    tokenizer.grids  # noqa: B018  raises where the patch does not divide the latent

@@ -223,8 +223,9 @@ def learning_rate_ratio(
     i < W:    s + (1 - s) i / W, s = ``warmup_start``.
     then with p = (i - W) / (N - 1 - W) and e = ``end_ratio``, reached at the last step:
     constant: 1
-    cosine:   e + (1 - e) (1 + cos(pi p)) / 2
-    linear:   1 while p < h, then e + (1 - e) (1 - p) / (1 - h), h = ``hold`` (0.05 is VAR's lin0).
+    and of the others 1 while p < h, h = ``hold`` (linear with 0.05 is VAR's lin0), then
+    cosine:   e + (1 - e) (1 + cos(pi (p - h) / (1 - h))) / 2
+    linear:   e + (1 - e) (1 - p) / (1 - h)
 
     Raises:
         ValueError: names the field of config.optimizer.
@@ -233,10 +234,10 @@ def learning_rate_ratio(
         raise ValueError(
             f"config.optimizer.schedule={schedule!r} is none of 'constant', 'cosine', 'linear'"
         )
-    if hold and schedule != "linear":
+    if hold and schedule == "constant":
         raise ValueError(
             f"config.optimizer.hold={hold} has no effect with schedule={schedule!r}: set it to 0.0 "
-            "or use schedule='linear'"
+            "or use schedule='linear' or 'cosine'"
         )
     if not 0 <= hold < 1:
         raise ValueError(f"config.optimizer.hold={hold} must lie in [0, 1)")
@@ -256,7 +257,8 @@ def learning_rate_ratio(
         if schedule == "constant" or steps - 1 == warmup_steps:  # one step: it has the peak
             later = jnp.ones_like(p)
         elif schedule == "cosine":
-            later = end_ratio + (1 - end_ratio) * (1 + jnp.cos(jnp.pi * p)) / 2
+            fallen = jnp.maximum((p - hold) / (1 - hold), 0.0)
+            later = end_ratio + (1 - end_ratio) * (1 + jnp.cos(jnp.pi * fallen)) / 2
         else:
             left = jnp.clip((steps - 1 - i) / span, 0.0, 1.0)  # 1 - p, exactly 0 at the last step
             falling = end_ratio + (1 - end_ratio) * left / (1 - hold)

@@ -180,6 +180,9 @@ def others() -> Iterator[Row]:
         ("givt", "base", 8),
         ("givt", "default", 8),
         ("givt", "large", 4),
+        ("xar", "base", 8),
+        ("xar", "large", 8),
+        ("xar", "huge", 4),
     ):
         yield Row(
             system=system,

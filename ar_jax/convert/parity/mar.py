@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ar_jax import schedules
 from ar_jax.build import build_tokenizer
 from ar_jax.convert import mar
 from ar_jax.convert.parity import masked_sets
@@ -20,6 +19,7 @@ from ar_jax.convert.parity.masked_sets import Model, channels_last
 from ar_jax.convert.parity.readings import nchw, said
 from ar_jax.convert.part import empty_params
 from ar_jax.heads.diffusion import TIME_FEATURES, DiffusionHead
+from ar_jax.mask_rule import MaskRule
 from ar_jax.nn.diffusion import Diffusion, timestep_features
 from ar_jax.tokenizers.kl import Posterior
 
@@ -176,7 +176,7 @@ def _tables(case: Case) -> Outputs:
 
 def _lengths(case: Case) -> Outputs:
     for name, found in case.names(r"mask_len_L(\d+)_iter(\d+)"):
-        yield name, schedules.MaskRule().lengths(int(found[1]), int(found[2]))
+        yield name, MaskRule().lengths(int(found[1]), int(found[2]))
 
 
 def _steps(model: Model, spacing: str) -> Outputs:

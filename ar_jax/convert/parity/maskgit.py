@@ -23,6 +23,7 @@ from ar_jax.api import System
 from ar_jax.convert.parity.case import Case
 from ar_jax.convert.parity.compare import Outputs, Section
 from ar_jax.heads.categorical import CategoricalHead
+from ar_jax.mask_rule import MaskRule
 from ar_jax.objectives.masked_codes import HidingDraws, MaskedCodes
 from ar_jax.sampling.confidence import (
     ConfidenceNoise,
@@ -33,7 +34,6 @@ from ar_jax.sampling.confidence import (
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.kept import Kept
-from ar_jax.schedules import MaskRule
 
 NOT_APPLICABLE: Mapping[str, str] = {}
 INPUTS: tuple[str, ...] = ("tab_*", "topk_probs", "topk_masklen", "topk_noise")
