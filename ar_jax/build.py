@@ -14,6 +14,7 @@ from ar_jax.api import Objective, Params, System, matches_any
 from ar_jax.backbones.bidirectional import Bidirectional
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
+from ar_jax.backbones.fractal import Fractal
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.consistency import (
@@ -30,6 +31,7 @@ from ar_jax.consistency import (
 from ar_jax.field_types import check_types
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
+from ar_jax.heads.pixels import PixelHead
 from ar_jax.nn.blocks import REMAT_POLICIES
 from ar_jax.nn.discriminators import PatchDiscriminator, PooledDiscriminator, StyleDiscriminator
 from ar_jax.nn.splash import KERNELS
@@ -38,11 +40,13 @@ from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.masked import Masked
 from ar_jax.objectives.masked_codes import MaskedCodes
+from ar_jax.objectives.nested import NestedLikelihood
 from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.sampling.confidence import ConfidenceSampler
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import CachedSampler
+from ar_jax.sampling.nested import NestedSampler
 from ar_jax.sampling.refine import RefineSampler
 from ar_jax.schedules import Schedule
 from ar_jax.tokenizers.autoencoder import Autoencoder
@@ -51,6 +55,7 @@ from ar_jax.tokenizers.checks import check_bits, check_projection, check_scalar_
 from ar_jax.tokenizers.finite_scalar import FiniteScalarQuantizer
 from ar_jax.tokenizers.kl import KLTokenizer
 from ar_jax.tokenizers.lookup_free import BinarySphericalQuantizer, LookupFreeQuantizer
+from ar_jax.tokenizers.pixels import PixelTokenizer
 from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
@@ -65,7 +70,7 @@ QUANTIZERS = {
     "bsq": BinarySphericalQuantizer,
     "multiscale_bitwise": MultiScaleBitwiseQuantizer,
 }
-TOKENIZERS = {**QUANTIZERS, "kl": KLTokenizer}
+TOKENIZERS = {**QUANTIZERS, "kl": KLTokenizer, "pixels": PixelTokenizer}
 AUTOENCODERS = {"strided": Autoencoder, "pooled": PooledAutoencoder}
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "raster": schedules.raster,
@@ -74,6 +79,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "masked": schedules.masked,
     "random_groups": schedules.random_groups,
     "distant_groups": schedules.distant_groups,
+    "nested": schedules.nested,
 }
 BACKBONES = {
     "decoder": Decoder,
@@ -81,8 +87,9 @@ BACKBONES = {
     "instructed_decoder": InstructedDecoder,
     "two_pass_decoder": TwoPassDecoder,
     "bidirectional": Bidirectional,
+    "fractal": Fractal,
 }
-HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead}
+HEADS = {"categorical": CategoricalHead, "diffusion": DiffusionHead, "pixels": PixelHead}
 TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
 DISCRIMINATORS = {
     "patchgan": PatchDiscriminator,
@@ -94,15 +101,17 @@ OBJECTIVES = {
     "likelihood": Likelihood,
     "masked": Masked,
     "masked_codes": MaskedCodes,
+    "nested": NestedLikelihood,
 }
 # How codes are drawn is the backbone's: with a cache step by step, or all that is known each time.
-AnySampler: TypeAlias = CachedSampler | RefineSampler | ConfidenceSampler
+AnySampler: TypeAlias = CachedSampler | RefineSampler | ConfidenceSampler | NestedSampler
 SAMPLERS: dict[type, Any] = {
     Decoder: CachedSampler,
     InstructedDecoder: CachedSampler,
     TwoPassDecoder: CachedSampler,
     EncoderDecoder: RefineSampler,
     Bidirectional: ConfidenceSampler,
+    Fractal: NestedSampler,
 }
 CODEBOOK = "quantizer/codebook"  # the parameter that objectives move outside of the gradient
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -132,6 +141,9 @@ def build_tokenizer(config: Config, dtype: Any = None) -> AnyTokenizer:
     """
     section = _plain(config["tokenizer"])
     form = _choose(TOKENIZERS, section, "tokenizer")
+    if form is PixelTokenizer:
+        pixels: PixelTokenizer = _call(form, section, "tokenizer")
+        return pixels
     autoencoder = _build_autoencoder(
         _required(section, "autoencoder", "tokenizer"),
         dtype=_dtype(config) if dtype is None else dtype,

@@ -6,24 +6,28 @@ import itertools
 from typing import Any, TypeAlias
 
 from ar_jax.backbones.bidirectional import Bidirectional
+from ar_jax.backbones.checks import check_levels as check_patch_levels
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
+from ar_jax.backbones.fractal import Fractal
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.ordered import OrderedDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
+from ar_jax.heads.pixels import PixelHead
 from ar_jax.nn.diffusion import respace
 from ar_jax.tokenizers.autoencoder import Autoencoder
-from ar_jax.tokenizers.checks import check_losses
+from ar_jax.tokenizers.checks import check_losses, check_pixels
 from ar_jax.tokenizers.kl import KLTokenizer
+from ar_jax.tokenizers.pixels import PixelTokenizer
 from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
-AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
-AnyBackbone: TypeAlias = Decoder | OrderedDecoder | Bidirectional | EncoderDecoder
-AnyHead: TypeAlias = CategoricalHead | DiffusionHead
+AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer | PixelTokenizer
+AnyBackbone: TypeAlias = Decoder | OrderedDecoder | Bidirectional | EncoderDecoder | Fractal
+AnyHead: TypeAlias = CategoricalHead | DiffusionHead | PixelHead
 
 # Which head and which objective go with a backbone, by the names that configs give them.
 PARTNERS = {
@@ -32,7 +36,28 @@ PARTNERS = {
     InstructedDecoder: ("categorical", "likelihood"),
     TwoPassDecoder: ("categorical", "likelihood"),
     EncoderDecoder: ("diffusion", "masked"),
+    Fractal: ("pixels", "nested"),
 }
+
+# What goes with the codes of a tokenizer: backbones and heads, with how an error calls them.
+FITTING: tuple[tuple[Any, str, Any, Any], ...] = (
+    (
+        Tokenizer,
+        "discrete codes",
+        (
+            (Decoder, OrderedDecoder, Bidirectional),
+            "'decoder', one of its kind or 'bidirectional'",
+        ),
+        (CategoricalHead, "'categorical'"),
+    ),
+    (
+        KLTokenizer,
+        "continuous codes",
+        (EncoderDecoder, "'encoder_decoder'"),
+        (DiffusionHead, "'diffusion'"),
+    ),
+    (PixelTokenizer, "pixels", (Fractal, "'fractal'"), (PixelHead, "'pixels'")),
+)
 
 
 def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) -> None:
@@ -42,23 +67,24 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
         ValueError: names the field, its value and what would be right.
     """
     check_attention(backbone)
-    discrete = isinstance(tokenizer, Tokenizer)
-    kinds: dict[str, Any] = {
-        "backbone": (
-            (Decoder, OrderedDecoder, Bidirectional),
-            "'decoder', one of its kind or 'bidirectional'",
-            "'encoder_decoder'",
-        ),
-        "head": ((CategoricalHead,), "'categorical'", "'diffusion'"),
-    }
-    for part, (of_discrete, *fits) in kinds.items():
-        if isinstance(backbone if part == "backbone" else head, of_discrete) != discrete:
+    codes, *fits = next(row for kind, *row in FITTING if isinstance(tokenizer, kind))
+    for part, module, (forms, names) in zip(
+        ("backbone", "head"), (backbone, head), fits, strict=True
+    ):
+        if not isinstance(module, forms):
             raise ValueError(
-                f"{part}.name is another than {fits[0 if discrete else 1]}, which goes with the "
-                f"{'discrete' if discrete else 'continuous'} codes of config.tokenizer"
+                f"{part}.name is another than {names}, which goes with the {codes} of "
+                "config.tokenizer"
             )
+    if isinstance(tokenizer, PixelTokenizer):
+        assert isinstance(backbone, Fractal) and isinstance(head, PixelHead)
+        check_patch_levels(backbone)
+        check_pixels("backbone", backbone, tokenizer)
+        check_pixels("head", head, tokenizer)
+        return
     if isinstance(tokenizer, Tokenizer):
-        assert not isinstance(backbone, EncoderDecoder) and isinstance(head, CategoricalHead)
+        assert not isinstance(backbone, EncoderDecoder | Fractal)
+        assert isinstance(head, CategoricalHead)
         if tokenizer.bits:
             raise ValueError(
                 f"head.name is 'categorical', which gives one number a code, but config.tokenizer "

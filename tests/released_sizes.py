@@ -20,6 +20,7 @@ KEYS = {
     "par": "each",
     "mar": "counts",
     "infinity": "counts",
+    "fractal": "counts",
 }
 CASES = {
     "var": ("var/tiny_a", "var/tiny_b"),
@@ -30,6 +31,7 @@ CASES = {
     "par": ("par/tiny",),
     "mar": ("mar/tiny",),
     "infinity": ("infinity/tiny",),
+    "fractal": ("fractal/fractalar_tiny", "fractal/fractalmar_tiny"),
 }
 HEADER = (
     *("family", "released size", "parameters", "tensors"),
@@ -96,6 +98,11 @@ RELEASES = (
     Release("infinity", "tokenizer d32", 110_118_051, 270),
     Release("infinity", "tokenizer d64", 110_412_995, 270),
     Release("infinity", "tokenizer d14, f8", 81_624_209, 226),
+    Release("fractal", "FractalAR, 64", 442_068_224, 348),
+    Release("fractal", "FractalMAR, 64", 431_995_648, 550),
+    Release("fractal", "FractalMAR-B, 256", 186_300_224, 552),
+    Release("fractal", "FractalMAR-L, 256", 437_000_064, 684),
+    Release("fractal", "FractalMAR-H, 256", 849_586_240, 816),
 )
 
 

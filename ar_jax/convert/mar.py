@@ -88,8 +88,10 @@ def generator(shapes: Shapes, options: Mapping[str, Any], _: Tensors | None = No
         raise ValueError(
             f"'diffusion_pos_embed_learned' has {length} positions, which is no square"
         )
-    depth = agree("depth", _count(shapes, "encoder_blocks.{}.norm1.weight"), options, "the file")
-    decoder_depth = _count(shapes, "decoder_blocks.{}.norm1.weight")
+    depth = agree(
+        "depth", count_keys(shapes, "encoder_blocks.{}.norm1.weight"), options, "the file"
+    )
+    decoder_depth = count_keys(shapes, "decoder_blocks.{}.norm1.weight")
     backbone = dict(
         name="encoder_decoder",
         code_width=agree("code_width", code_width, options, "z_proj.weight"),
@@ -111,7 +113,7 @@ def generator(shapes: Shapes, options: Mapping[str, Any], _: Tensors | None = No
         name="diffusion",
         code_width=code_width,
         width=shape_of(shapes, "diffloss.net.input_proj.weight")[0],
-        depth=_count(shapes, "diffloss.net.res_blocks.{}.in_ln.weight"),
+        depth=count_keys(shapes, "diffloss.net.res_blocks.{}.in_ln.weight"),
         sampling_steps=str(options.get("sampling_steps", "100")),
     )
     objective = dict(
@@ -156,17 +158,17 @@ def generator_part(config: Mapping[str, Any]) -> Part:
         "decoder_pos_embed_learned": table("decoder_position", decoder_width, 1),
         "diffusion_pos_embed_learned": table("hidden_position", decoder_width, 1),
         "class_emb.weight": same("backbone/condition/class_embed/embedding"),
-        **_linear("z_proj", "backbone/token_embed"),
-        **_norm("z_proj_ln", "backbone/encoder_input_norm"),
+        **linear("z_proj", "backbone/token_embed"),
+        **norm("z_proj_ln", "backbone/encoder_input_norm"),
     }
     for i in range(backbone["depth"]):
-        places |= _block(f"encoder_blocks.{i}", "backbone/encoder", width, backbone["heads"], i)
-    places |= _norm("encoder_norm", "backbone/encoder_norm")
-    places |= _linear("decoder_embed", "backbone/decoder_embed")
+        places |= block(f"encoder_blocks.{i}", "backbone/encoder", width, backbone["heads"], i)
+    places |= norm("encoder_norm", "backbone/encoder_norm")
+    places |= linear("decoder_embed", "backbone/decoder_embed")
     for i in range(backbone["decoder_depth"]):
         heads = backbone["decoder_heads"]
-        places |= _block(f"decoder_blocks.{i}", "backbone/decoder", decoder_width, heads, i)
-    places |= _norm("decoder_norm", "backbone/decoder_norm")
+        places |= block(f"decoder_blocks.{i}", "backbone/decoder", decoder_width, heads, i)
+    places |= norm("decoder_norm", "backbone/decoder_norm")
     places |= _head(head)
     sections = ("schedule", "backbone", "head", "objective", "sampling")
     return Part(
@@ -176,39 +178,40 @@ def generator_part(config: Mapping[str, Any]) -> Part:
     )
 
 
-def _block(key: str, stack: str, width: int, heads: int, layer: int) -> Places:
+def block(key: str, stack: str, width: int, heads: int, layer: int) -> Places:
+    """A block of a vision transformer, the ``layer``-th of our stack at the path ``stack``."""
     head_width = width // heads
     root = f"{stack}/blocks"
     attention = f"{root}/attention"
     return {
-        **_norm(f"{key}.norm1", f"{root}/attention_norm", layer),
+        **norm(f"{key}.norm1", f"{root}/attention_norm", layer),
         f"{key}.attn.qkv.weight": fused(attention, (width, heads, head_width), layer),
         f"{key}.attn.qkv.bias": fused_bias(attention, (heads, head_width), layer),
         f"{key}.attn.proj.weight": dense(
             f"{attention}/out/kernel", (heads, head_width, width), 2, layer
         ),
         f"{key}.attn.proj.bias": same(f"{attention}/out/bias", layer),
-        **_norm(f"{key}.norm2", f"{root}/mlp_norm", layer),
-        **_linear(f"{key}.mlp.fc1", f"{root}/mlp/up", layer),
-        **_linear(f"{key}.mlp.fc2", f"{root}/mlp/down", layer),
+        **norm(f"{key}.norm2", f"{root}/mlp_norm", layer),
+        **linear(f"{key}.mlp.fc1", f"{root}/mlp/up", layer),
+        **linear(f"{key}.mlp.fc2", f"{root}/mlp/down", layer),
     }
 
 
 def _head(head: Mapping[str, Any]) -> Places:
     width, root = head["width"], "diffloss.net"
     places: Places = {
-        **_linear(f"{root}.time_embed.mlp.0", "head/time_embed_0"),
-        **_linear(f"{root}.time_embed.mlp.2", "head/time_embed_1"),
-        **_linear(f"{root}.cond_embed", "head/condition_embed"),
-        **_linear(f"{root}.input_proj", "head/noisy_embed"),
+        **linear(f"{root}.time_embed.mlp.0", "head/time_embed_0"),
+        **linear(f"{root}.time_embed.mlp.2", "head/time_embed_1"),
+        **linear(f"{root}.cond_embed", "head/condition_embed"),
+        **linear(f"{root}.input_proj", "head/noisy_embed"),
     }
     for i in range(head["depth"]):
         key, ours = f"{root}.res_blocks.{i}", f"head/blocks_{i}"
-        places |= _norm(f"{key}.in_ln", f"{ours}/norm")
-        places |= _linear(f"{key}.mlp.0", f"{ours}/mlp/up")
-        places |= _linear(f"{key}.mlp.2", f"{ours}/mlp/down")
+        places |= norm(f"{key}.in_ln", f"{ours}/norm")
+        places |= linear(f"{key}.mlp.0", f"{ours}/mlp/up")
+        places |= linear(f"{key}.mlp.2", f"{ours}/mlp/down")
         places |= _modulation(f"{key}.adaLN_modulation.1", f"{ours}/modulation", 3, width)
-    places |= _linear(f"{root}.final_layer.linear", "head/output")
+    places |= linear(f"{root}.final_layer.linear", "head/output")
     final = f"{root}.final_layer.adaLN_modulation.1"
     return places | _modulation(final, "head/final_modulation", 2, width)
 
@@ -220,14 +223,16 @@ def _modulation(key: str, ours: str, vectors: int, width: int) -> Places:
     }
 
 
-def _linear(key: str, ours: str, layer: int | None = None) -> Places:
+def linear(key: str, ours: str, layer: int | None = None) -> Places:
+    """A linear layer's weight and bias."""
     return {
         f"{key}.weight": dense(f"{ours}/kernel", layer=layer),
         f"{key}.bias": same(f"{ours}/bias", layer),
     }
 
 
-def _norm(key: str, ours: str, layer: int | None = None) -> Places:
+def norm(key: str, ours: str, layer: int | None = None) -> Places:
+    """A layer norm's weight and bias."""
     return {
         f"{key}.weight": same(f"{ours}/scale", layer),
         f"{key}.bias": same(f"{ours}/bias", layer),
@@ -276,7 +281,8 @@ def _heads(name: str, size: tuple[int, int], options: Mapping[str, Any]) -> int:
     return options.get(name, SIZES.get(size))
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
+def count_keys(shapes: Shapes, pattern: str) -> int:
+    """For how many numbers from 0 on there is the key ``pattern``; ValueError if for none."""
     found = next(i for i in itertools.count() if pattern.format(i) not in shapes)
     if not found:
         raise ValueError(f"tensor {pattern.format(0)!r} is missing")

@@ -43,6 +43,7 @@ class Masked:
         "noise_error": "mean squared error of the head's estimate of unit-variance noise",
         "bound_bits": "variational bound of one step, bits per number of a code",
     }
+    remark: ClassVar[str] = "It is no likelihood of an image."
 
     system: System
     label_dropout: float = 0.1

@@ -9,6 +9,7 @@ from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
 from ar_jax.tokenizers.contract import Quantizer
 from ar_jax.tokenizers.lookup_free import LookupFreeQuantizer
+from ar_jax.tokenizers.pixels import PixelTokenizer
 
 MAX_INDEX_BITS = 24  # a histogram of all codes is kept
 MAX_ENTROPY_GROUP = 16
@@ -91,3 +92,13 @@ def check_bits(quantizer: LookupFreeQuantizer | MultiScaleBitwiseQuantizer) -> N
         )
     if not quantizer.temperature > 0:
         raise ValueError(f"tokenizer.temperature is {quantizer.temperature}; it must be positive")
+
+
+def check_pixels(part: str, module: Any, tokenizer: PixelTokenizer) -> None:
+    """config.backbone or config.head, the ``part``, is for the pixels of config.tokenizer."""
+    for field, wanted in (("channels", tokenizer.image_channels), ("values", tokenizer.values)):
+        if getattr(module, field) != wanted:
+            raise ValueError(
+                f"{part}.{field} is {getattr(module, field)}, but the tokenizer's pixels have "
+                f"{wanted}: make them equal"
+            )

@@ -169,6 +169,11 @@ def others() -> Iterator[Row]:
         ("mar", "base", 8),
         ("mar", "large", 8),
         ("mar", "huge", 4),
+        ("fractal", "ar_64", 16),
+        ("fractal", "mar_64", 16),
+        ("fractal", "base", 4),
+        ("fractal", "large", 4),
+        ("fractal", "huge", 4),
     ):
         yield Row(
             system=system,
