@@ -11,13 +11,18 @@ import ml_collections
 
 from ar_jax import schedules
 from ar_jax.api import Objective, Params, System, matches_any
-from ar_jax.backbones.bidirectional import Bidirectional
-from ar_jax.backbones.cross_decoder import CrossDecoder
-from ar_jax.backbones.decoder import Decoder
-from ar_jax.backbones.encoder_decoder import EncoderDecoder
-from ar_jax.backbones.instructed_decoder import InstructedDecoder
-from ar_jax.backbones.noisy_decoder import NoisyDecoder
-from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
+from ar_jax.axes import (
+    AUTOENCODERS,
+    BACKBONES,
+    DISCRIMINATORS,
+    HEADS,
+    OBJECTIVES,
+    SAMPLERS,
+    SCHEDULES,
+    TOKENIZER_OBJECTIVES,
+    TOKENIZERS,
+    AnySampler,
+)
 from ar_jax.consistency import (
     AnyTokenizer,
     check_bit_flips,
@@ -28,29 +33,15 @@ from ar_jax.consistency import (
     check_tokenizer_objective,
 )
 from ar_jax.field_types import check_types
-from ar_jax.heads.bitwise import BitwiseHead
-from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.checks import check_repeats
-from ar_jax.heads.diffusion import DiffusionHead
-from ar_jax.heads.energy import EnergyHead
-from ar_jax.heads.flow import VelocityHead
-from ar_jax.heads.mixture import MixtureHead
 from ar_jax.nn.blocks import REMAT_POLICIES
-from ar_jax.nn.discriminators import PatchDiscriminator, PooledDiscriminator, StyleDiscriminator
 from ar_jax.nn.splash import KERNELS
 from ar_jax.objectives.adversarial import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, Adversary
-from ar_jax.objectives.flow_matching import FlowMatching
-from ar_jax.objectives.kl_tokenizer import KLTokenizerObjective
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.masked import Masked
-from ar_jax.objectives.masked_codes import MaskedCodes
 from ar_jax.objectives.tokenizer import TokenizerObjective
-from ar_jax.sampling.confidence import ConfidenceSampler
 from ar_jax.sampling.filters import Knobs
-from ar_jax.sampling.flow import FlowSampler
 from ar_jax.sampling.guidance import Guidance
-from ar_jax.sampling.loop import CachedSampler
-from ar_jax.sampling.refine import RefineSampler
 from ar_jax.schedules import Schedule
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
@@ -64,73 +55,14 @@ from ar_jax.tokenizers.checks import (
 )
 from ar_jax.tokenizers.finite_scalar import FiniteScalarQuantizer
 from ar_jax.tokenizers.kl import KLTokenizer
-from ar_jax.tokenizers.lookup_free import BinarySphericalQuantizer, LookupFreeQuantizer
+from ar_jax.tokenizers.lookup_free import LookupFreeQuantizer
+from ar_jax.tokenizers.pixels import PixelTokenizer
 from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
-from ar_jax.tokenizers.quantizers import MultiScaleQuantizer, VectorQuantizer
+from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
 Config: TypeAlias = ml_collections.ConfigDict | Mapping[str, Any]
 
-QUANTIZERS = {
-    "vq": VectorQuantizer,
-    "multiscale_vq": MultiScaleQuantizer,
-    "fsq": FiniteScalarQuantizer,
-    "lfq": LookupFreeQuantizer,
-    "bsq": BinarySphericalQuantizer,
-    "multiscale_bitwise": MultiScaleBitwiseQuantizer,
-}
-TOKENIZERS = {**QUANTIZERS, "kl": KLTokenizer}
-AUTOENCODERS = {"strided": Autoencoder, "pooled": PooledAutoencoder}
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "raster": schedules.raster,
-    "random": schedules.random,
-    "next_scale": schedules.next_scale,
-    "masked": schedules.masked,
-    "random_groups": schedules.random_groups,
-    "distant_groups": schedules.distant_groups,
-    "next_entity": schedules.next_entity,
-}
-BACKBONES = {
-    "decoder": Decoder,
-    "cross_decoder": CrossDecoder,
-    "encoder_decoder": EncoderDecoder,
-    "instructed_decoder": InstructedDecoder,
-    "two_pass_decoder": TwoPassDecoder,
-    "bidirectional": Bidirectional,
-    "noisy_decoder": NoisyDecoder,
-}
-HEADS = {
-    "categorical": CategoricalHead,
-    "bitwise": BitwiseHead,
-    "diffusion": DiffusionHead,
-    "energy": EnergyHead,
-    "mixture": MixtureHead,
-    "velocity": VelocityHead,
-}
-TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
-DISCRIMINATORS = {
-    "patchgan": PatchDiscriminator,
-    "stylegan": StyleDiscriminator,
-    "pooled": PooledDiscriminator,
-}
-OBJECTIVES = {
-    **TOKENIZER_OBJECTIVES,
-    "likelihood": Likelihood,
-    "masked": Masked,
-    "masked_codes": MaskedCodes,
-    "flow_matching": FlowMatching,
-}
-# How codes are drawn is the backbone's: with a cache step by step, or all that is known each time.
-AnySampler: TypeAlias = CachedSampler | RefineSampler | ConfidenceSampler | FlowSampler
-SAMPLERS: dict[type, Any] = {
-    Decoder: CachedSampler,
-    CrossDecoder: CachedSampler,
-    InstructedDecoder: CachedSampler,
-    TwoPassDecoder: CachedSampler,
-    EncoderDecoder: RefineSampler,
-    Bidirectional: ConfidenceSampler,
-    NoisyDecoder: FlowSampler,
-}
 CODEBOOK = "quantizer/codebook"  # the parameter that objectives move outside of the gradient
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -159,6 +91,9 @@ def build_tokenizer(config: Config, dtype: Any = None) -> AnyTokenizer:
     """
     section = _plain(config["tokenizer"])
     form = _choose(TOKENIZERS, section, "tokenizer")
+    if form is PixelTokenizer:
+        pixels: PixelTokenizer = _call(form, section, "tokenizer")
+        return pixels
     autoencoder = _build_autoencoder(
         _required(section, "autoencoder", "tokenizer"),
         dtype=_dtype(config) if dtype is None else dtype,

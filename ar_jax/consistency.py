@@ -10,11 +10,13 @@ from ar_jax.backbones.checks import (
     check_cross_decoder,
     check_feature_width,
     check_heads,
+    check_patch_levels,
     check_positive,
 )
 from ar_jax.backbones.cross_decoder import CrossDecoder
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
+from ar_jax.backbones.fractal import Fractal
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.noisy_decoder import NoisyDecoder, check_noisy_decoder
 from ar_jax.backbones.ordered import OrderedDecoder
@@ -23,19 +25,20 @@ from ar_jax.heads.bitwise import BitwiseHead
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.checks import MaskedHead, check_masked_head
 from ar_jax.heads.flow import VelocityHead
+from ar_jax.heads.pixels import PixelHead
 from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
-from ar_jax.tokenizers.checks import check_losses
+from ar_jax.tokenizers.checks import check_losses, check_pixels
 from ar_jax.tokenizers.kl import KLTokenizer
+from ar_jax.tokenizers.pixels import PixelTokenizer
 from ar_jax.tokenizers.quantizers import MultiScaleQuantizer
 from ar_jax.tokenizers.tokenizer import Tokenizer
 
-AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer
+AnyTokenizer: TypeAlias = Tokenizer | KLTokenizer | PixelTokenizer
+DiscreteBackbone: TypeAlias = Decoder | CrossDecoder | OrderedDecoder | Bidirectional
 ContinuousBackbone: TypeAlias = EncoderDecoder | NoisyDecoder
 ContinuousHead: TypeAlias = MaskedHead | VelocityHead
-AnyBackbone: TypeAlias = (
-    Decoder | CrossDecoder | OrderedDecoder | Bidirectional | ContinuousBackbone
-)
-AnyHead: TypeAlias = CategoricalHead | BitwiseHead | ContinuousHead
+AnyBackbone: TypeAlias = DiscreteBackbone | ContinuousBackbone | Fractal
+AnyHead: TypeAlias = CategoricalHead | BitwiseHead | ContinuousHead | PixelHead
 
 # Which objective goes with a backbone, by the name that configs give it.
 OBJECTIVE_OF = {
@@ -46,7 +49,25 @@ OBJECTIVE_OF = {
     TwoPassDecoder: "likelihood",
     EncoderDecoder: "masked",
     NoisyDecoder: "flow_matching",
+    Fractal: "nested",
 }
+
+# What goes with the codes of a tokenizer: backbones and heads, with how an error calls them.
+FITTING: tuple[tuple[Any, str, Any, Any], ...] = (
+    (
+        Tokenizer,
+        "discrete codes",
+        (DiscreteBackbone, "'decoder', one of its kind or 'bidirectional'"),
+        (CategoricalHead | BitwiseHead, "'categorical' or 'bitwise'"),
+    ),
+    (
+        KLTokenizer,
+        "continuous codes",
+        (ContinuousBackbone, "'encoder_decoder' or 'noisy_decoder'"),
+        (ContinuousHead, "'diffusion', 'energy', 'mixture' or 'velocity'"),
+    ),
+    (PixelTokenizer, "pixels", (Fractal, "'fractal'"), (PixelHead, "'pixels'")),
+)
 
 
 def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) -> None:
@@ -56,27 +77,23 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
         ValueError: names the field, its value and what would be right.
     """
     check_attention(backbone)
-    discrete = isinstance(tokenizer, Tokenizer)
-    kinds: dict[str, Any] = {
-        "backbone": (
-            (Decoder, CrossDecoder, OrderedDecoder, Bidirectional),
-            "'decoder', one of its kind or 'bidirectional'",
-            "'encoder_decoder' or 'noisy_decoder'",
-        ),
-        "head": (
-            (CategoricalHead, BitwiseHead),
-            "'categorical' or 'bitwise'",
-            "'diffusion', 'energy', 'mixture' or 'velocity'",
-        ),
-    }
-    for part, (of_discrete, *fits) in kinds.items():
-        if isinstance(backbone if part == "backbone" else head, of_discrete) != discrete:
+    codes, *fits = next(row for kind, *row in FITTING if isinstance(tokenizer, kind))
+    for part, module, (forms, names) in zip(
+        ("backbone", "head"), (backbone, head), fits, strict=True
+    ):
+        if not isinstance(module, forms):
             raise ValueError(
-                f"{part}.name is another than {fits[0 if discrete else 1]}, which goes with the "
-                f"{'discrete' if discrete else 'continuous'} codes of config.tokenizer"
+                f"{part}.name is another than {names}, which goes with the {codes} of "
+                "config.tokenizer"
             )
+    if isinstance(tokenizer, PixelTokenizer):
+        assert isinstance(backbone, Fractal) and isinstance(head, PixelHead)
+        check_patch_levels(backbone)
+        check_pixels("backbone", backbone, tokenizer)
+        check_pixels("head", head, tokenizer)
+        return
     if isinstance(tokenizer, Tokenizer):
-        assert not isinstance(backbone, ContinuousBackbone)
+        assert isinstance(backbone, DiscreteBackbone)
         check_classifier(head, tokenizer)
         if isinstance(backbone, Bidirectional):
             check_bidirectional(backbone, tokenizer)

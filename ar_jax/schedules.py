@@ -39,6 +39,7 @@ class Schedule:
             the start, falls linearly to 0 at the end and stays there (with both equal it is 0 from
             the next step on); None: 1 for ever.
         mask: of masked sets, the rule that the sizes follow.
+        levels: of nested steps, the schedule of the patches of each level; see `nested`.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Schedule:
     cells: tuple[int, ...] | None = None
     anneal: tuple[int, int] | None = None
     mask: MaskRule | None = None
+    levels: tuple[Schedule, ...] = ()
 
     def __post_init__(self) -> None:
         if self.anneal is not None and not (
@@ -326,6 +328,38 @@ def doubling_scales(grid: Grid) -> tuple[Grid, ...]:
         rows, columns = grids[0]
         grids.insert(0, ((rows + 1) // 2, (columns + 1) // 2))
     return tuple(grids)
+
+
+def nested(*, sizes: Sequence[int], iterations: Sequence[int]) -> Schedule:
+    """Patches of patches (fractal generative models, arXiv:2502.17437): a step's, by their steps.
+
+    Args:
+        sizes: of images, their patches, the patches of these, ... in pixels, down to 1.
+        iterations: of each level: so many sets of its patches in a random order, see `masked`, or
+            0: one patch a step, row by row.
+    """
+    sides = [a // b for a, b in itertools.pairwise(sizes) if 0 < b < a and a % b == 0]
+    if not sides or len(sides) != len(sizes) - 1 or sizes[-1] != 1:
+        raise ValueError(
+            f"schedule.sizes is {tuple(sizes)}; each must be a smaller divisor of the one before, "
+            "and the last one 1"
+        )
+    if len(iterations) != len(sides):
+        raise ValueError(
+            f"schedule.iterations is {tuple(iterations)}; it must be a number for each of the "
+            f"{len(sides)} levels of schedule.sizes"
+        )
+    cells, levels = np.arange(sizes[0] ** 2), []
+    for side, size, count in zip(sides, sizes[1:], iterations, strict=True):
+        cells = cells.reshape(-1, side, size, side, size).transpose(0, 1, 3, 2, 4)
+        levels.append(masked(grid=side, iterations=count) if count else raster(grid=side))
+    return Schedule(
+        name="nested",
+        grids=as_grids([sizes[0]]),
+        sizes=tuple(count * sizes[1] ** 2 for count in levels[0].sizes),
+        cells=tuple(cells.reshape(-1).tolist()),
+        levels=tuple(levels),
+    )
 
 
 def _mask_sizes(rule: MaskRule, grid: Grid, steps: int, field: str) -> tuple[int, ...]:

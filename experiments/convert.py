@@ -92,14 +92,16 @@ def main(argv: Sequence[str]) -> None:
             print(line)
         return
     _refuse("a conversion", checkpoint=CHECKPOINT, step=STEP)
-    if not TOKENIZER.value:
+    if not TOKENIZER.value and not hasattr(family, "NO_TOKENIZER"):
         raise app.UsageError("--tokenizer=FILE is needed: a generator's codes mean nothing alone")
     if len(OUT.value) != 1:
         raise app.UsageError(f"--out={','.join(OUT.value)} must be one directory")
     out = Path(OUT.value[0])
     check_absent(out)
     config = None if CONFIG.value is None else config_dict(CONFIG.value)
-    converted = convert_files(family, TOKENIZER.value, TRANSFORMER.value, _options(), config)
+    converted = convert_files(
+        family, TOKENIZER.value or None, TRANSFORMER.value, _options(), config
+    )
     count = sum(leaf.size for leaf in flat_leaves(converted.params).values())
     write_directory(converted, out)
     seconds = time.perf_counter() - start

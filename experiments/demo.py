@@ -25,7 +25,7 @@ from ar_jax.train.run import train_and_evaluate
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "fashion_mnist"
 
-# The tokenizer that each system's config names.
+# The tokenizer that each system's config names; "" for pixels, which need no training.
 SYSTEMS = {
     "var": "tokenizer_multiscale",
     "llamagen": "tokenizer_vq",
@@ -39,6 +39,7 @@ SYSTEMS = {
     "xar": "tokenizer_kl",
     "maskgit": "tokenizer_vq",
     "infinity": "tokenizer_bitwise",
+    "fractal": "",
 }
 
 SYSTEM = flags.DEFINE_enum("system", "var", sorted(SYSTEMS), "What to train.")
@@ -82,18 +83,20 @@ def run_demo(
         minutes, seconds = divmod(int(time.monotonic() - start), 60)
         print(f"\n[{minutes}:{seconds:02d}] {what}", flush=True)
 
-    announce(f"1/5 training the tokenizer in {tokenizer}")
-    if not train_and_evaluate(load_config(SYSTEMS[system], mode, seed), tokenizer).finished:
-        announce("stopped: the same command goes on from here")
-        return
-    announce(f"2/5 evaluating the tokenizer, report in {tokenizer / 'evaluation'}")
-    evaluate_workdir(tokenizer, overwrite=True)
-    announce(f"3/5 encoding all images once, in {codes}")
-    cache_codes(tokenizer, codes)
-    announce(f"4/5 training the generator in {generator}")
     config = load_config(system, mode, seed)
-    config.tokenizer_checkpoint = str(tokenizer)
-    config.data.source = f"codes:{codes}"
+    if SYSTEMS[system]:
+        announce(f"1/5 training the tokenizer in {tokenizer}")
+        trained = load_config(SYSTEMS[system], mode, seed)
+        if not train_and_evaluate(trained, tokenizer).finished:
+            announce("stopped: the same command goes on from here")
+            return
+        announce(f"2/5 evaluating the tokenizer, report in {tokenizer / 'evaluation'}")
+        evaluate_workdir(tokenizer, overwrite=True)
+        announce(f"3/5 encoding all images once, in {codes}")
+        cache_codes(tokenizer, codes)
+        config.tokenizer_checkpoint = str(tokenizer)
+        config.data.source = f"codes:{codes}"
+    announce(f"4/5 training the generator in {generator}")
     if not train_and_evaluate(config, generator).finished:
         announce("stopped: the same command goes on from here")
         return

@@ -22,6 +22,7 @@ KEYS = {
     "ear": "counts",
     "infinity": "counts",
     "xar": "counts",
+    "fractal": "counts",
 }
 CASES = {
     "var": ("var/tiny_a", "var/tiny_b"),
@@ -34,6 +35,7 @@ CASES = {
     "ear": ("ear/tiny",),
     "infinity": ("infinity/tiny",),
     "xar": ("xar/tiny",),
+    "fractal": ("fractal/fractalar_tiny", "fractal/fractalmar_tiny"),
 }
 HEADER = (
     *("family", "released size", "parameters", "tensors"),
@@ -114,6 +116,11 @@ RELEASES = (
     Release("xar", "base", 172_638_224, 257),
     Release("xar", "large", 608_397_968, 497),
     Release("xar", "huge", 1_186_024_096, 617),
+    Release("fractal", "FractalAR, 64", 442_068_224, 348),
+    Release("fractal", "FractalMAR, 64", 431_995_648, 550),
+    Release("fractal", "FractalMAR-B, 256", 186_300_224, 552),
+    Release("fractal", "FractalMAR-L, 256", 437_000_064, 684),
+    Release("fractal", "FractalMAR-H, 256", 849_586_240, 816),
 )
 
 

@@ -82,6 +82,11 @@ COUNTS = {
     ("xar.py", "base"): 172_638_224,
     ("xar.py", "large"): 608_397_968,
     ("xar.py", "huge"): 1_186_024_096,
+    ("fractal.py", "ar_64"): 442_068_224,
+    ("fractal.py", "mar_64"): 431_995_648,
+    ("fractal.py", "base"): 186_300_224,
+    ("fractal.py", "large"): 437_000_064,
+    ("fractal.py", "huge"): 849_586_240,
     ("tokenizer_kl.py", ""): 66_456_019,
     ("tokenizer_multiscale.py", ""): 108_948_355,
     ("tokenizer_vq.py", ""): 71_883_403,
@@ -111,15 +116,23 @@ PARTS = {
     ("tokenizer_vq.py", "vq8", "/encoder/"): 28_559_232,
     ("tokenizer_vq.py", "vq8", "/decoder/"): 41_415_171,
 }
-TOKENS = {"var.py": 680, "llamagen.py": 256, "tokenizer_multiscale.py": 680}
-TOKENS |= {"infinity.py": 521, "tokenizer_bitwise.py": 521}
+TOKENS = {
+    "var.py": 680,
+    "tokenizer_multiscale.py": 680,
+    "tokenizer_vq.py:vq8": 1024,
+    "infinity.py": 521,
+    "tokenizer_bitwise.py": 521,
+    "fractal.py": 256**2,
+    "fractal.py:ar_64": 64**2,
+    "fractal.py:mar_64": 64**2,
+}
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 # Sizes of a published model differ in numbers, not in what reads their fields: one of each file,
 # and the others in the slow run.
 FIRST_SIZES = (
     *("var:d16", "llamagen:B", "rar:b", "randar:L", "arpg:L", "par:XL", "mar:base", "ear:base"),
-    *("givt:default", "infinity:layer12", "xar:base"),
+    *("givt:default", "infinity:layer12", "xar:base", "fractal:base"),
 )
 every_file = pytest.mark.parametrize("file", FILES)
 
@@ -138,7 +151,7 @@ def count(tree: Any, pattern: str = "") -> int:
 def test_all_files_are_here():
     names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py", "rar.py"}
     names |= {"tokenizer_kl.py", "mar.py", "maskgit.py", "randar.py", "arpg.py", "par.py"}
-    names |= {"ear.py", "givt.py", "infinity.py", "tokenizer_bitwise.py", "xar.py"}
+    names |= {"ear.py", "givt.py", "infinity.py", "tokenizer_bitwise.py", "xar.py", "fractal.py"}
     assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
     names |= {f"tokenizer_{quantiser}.py" for quantiser in ("fsq", "lfq", "bsq", "vq_fine")}
     assert all(arguments(load(FASHION + name)) == ("", "demo", "smoke") for name in names)
@@ -154,7 +167,7 @@ def test_parameter_count_is_the_official_one(file, argument):
     assert f"{expected:,}" in (load(case.file).__doc__ or "")
     parts = {key[2]: n for key, n in PARTS.items() if key[:2] == (file, argument)}
     assert {part: count(parameters(case), part) for part in parts} == parts
-    tokens = TOKENS.get(file, 1024 if argument == "vq8" else 256)
+    tokens = TOKENS.get(f"{file}:{argument}", TOKENS.get(file, 256))
     objective: Any = build_objective(case.config)
     assert objective.tokens_per_image == tokens
 
@@ -255,7 +268,8 @@ def test_docstring_is_the_launch_command(file, monkeypatch):
     read_settings(config.value)
     assert ("tokenizer_checkpoint" in config.value) != trains_tokenizer(config.value)
     if "tokenizer_checkpoint" in config.value:
-        assert config.value.tokenizer_checkpoint
+        trained = config.value.tokenizer.name != "pixels"
+        assert bool(config.value.tokenizer_checkpoint) == trained
     # Fields that the text tells the reader to set.
     for field in re.findall(r"--config\.([\w.]+)=", load(file).__doc__ or ""):
         *sections, name = field.split(".")
@@ -275,7 +289,7 @@ def test_docstring_names_every_argument(file):
 @every_case
 def test_generators_name_the_tokenizers_that_are_here(case):
     config = case.config
-    if trains_tokenizer(config):
+    if trains_tokenizer(config) or config.tokenizer.name == "pixels":  # which nobody trains
         return
     files = {"multiscale_vq": "tokenizer_multiscale.py", "vq": "tokenizer_vq.py"}
     files |= {"kl": "tokenizer_kl.py", "multiscale_bitwise": "tokenizer_bitwise.py"}
@@ -325,6 +339,9 @@ def test_large_parameters_have_their_own_rule(case):
         assert any(name.endswith("/blocks/attention/query/kernel") for name in unplaced)
 
 
+THREE_HEADS = ("imagenet256/fractal:base",)
+
+
 @every_case
 def test_parameters_divide_among_eight_devices(case):
     mesh = case.config.mesh
@@ -333,6 +350,10 @@ def test_parameters_divide_among_eight_devices(case):
             with pytest.raises(ValueError, match="is 3413, which config.mesh.tensor=2 does not"):
                 shardings(parameters(case), make_mesh(**sizes))
             continue  # the official width
+        if sizes.get("tensor", 1) > 1 and str(case) in THREE_HEADS:
+            with pytest.raises(ValueError, match=r"heads\) is 3, which config.mesh.tensor=2"):
+                shardings(parameters(case), make_mesh(**sizes))
+            continue
         placed = named(shardings(parameters(case), make_mesh(**sizes)))
         split = [name for name, sharding in placed.items() if not sharding.is_fully_replicated]
         assert bool(split) == (sizes.get("fsdp", 1) != 1)

@@ -35,10 +35,11 @@ from ar_jax.compilation.target import (
 from ar_jax.objectives.likelihood import init_tokenizer
 from ar_jax.objectives.perceptual import frozen_shapes
 from ar_jax.parallel.mesh import batch_sharding
-from ar_jax.sampling import confidence, flow, loop, refine
+from ar_jax.sampling import confidence, flow, loop, nested, refine
 from ar_jax.sampling.confidence import ConfidenceSampler
 from ar_jax.sampling.flow import FlowSampler
 from ar_jax.sampling.loop import CachedSampler, image_keys
+from ar_jax.sampling.nested import NestedSampler
 from ar_jax.sampling.refine import RefineSampler
 from ar_jax.train.program import build_program
 
@@ -48,12 +49,14 @@ DECODERS: dict[type, Any] = {
     RefineSampler: refine.decode_codes,
     ConfidenceSampler: loop.decode_codes,
     FlowSampler: refine.decode_codes,
+    NestedSampler: loop.decode_codes,
 }
 # Programs of samplers that run rows more often than once, whose products are counted.
 UNCACHED: dict[type, Any] = {
     RefineSampler: refine.draw_codes,
     ConfidenceSampler: confidence.draw_steps,
     FlowSampler: flow.draw_codes,
+    NestedSampler: nested.draw_pixels,
 }
 
 

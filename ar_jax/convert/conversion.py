@@ -104,7 +104,7 @@ class Converted:
 
 def convert_files(
     family: Family,
-    tokenizer: str | Path,
+    tokenizer: str | Path | None,
     transformer: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
@@ -113,7 +113,8 @@ def convert_files(
 
     Args:
         family: see `release.choose`.
-        tokenizer, transformer: files; without a transformer, the tokenizer alone.
+        tokenizer, transformer: files; without a transformer, the tokenizer alone. No tokenizer,
+            where the family's has no tensors.
         options: what the files cannot say: 'image_size', 'scales', 'heads', ...
         config: a configuration of ours, for what only training needs. What it says of the model
             must be what the files say.
@@ -123,7 +124,11 @@ def convert_files(
         OSError: a file cannot be opened.
     """
     said = {**(tokenizer_options(config) if config else {}), **(options or {})}
-    tensors = _tensors(tokenizer, family.unwrap_tokenizer)
+    tensors: Tensors = {}
+    if tokenizer is None:
+        tokenizer = "no file of a tokenizer"
+    else:
+        tensors = _tensors(tokenizer, family.unwrap_tokenizer)
     if transformer is None:
         part = _part(tokenizer, family.tokenizer, tensors, said)
         full = _merge(config, part.section, TOKENIZER)

@@ -213,7 +213,7 @@ def generator_part(config: Mapping[str, Any]) -> Part:
         }
     places["tok_embeddings.weight"] = same("backbone/token_embed/embedding")
     for i in range(backbone["depth"]):
-        places |= _layer(backbone, i)
+        places |= layer(backbone, i)
     places["norm.weight"] = same("backbone/final_norm/scale")
     places["output.weight"] = dense("head/kernel")
     sections = ("schedule", "backbone", "head", "objective", "sampling")
@@ -225,11 +225,14 @@ def generator_part(config: Mapping[str, Any]) -> Part:
     )
 
 
-def _layer(backbone: Mapping[str, Any], i: int) -> Places:
+def layer(
+    backbone: Mapping[str, Any], i: int, key: str = "", root: str = "backbone/stack/blocks"
+) -> Places:
+    """The i-th block, at ``key`` and in our stack at the path ``root``."""
     width, heads = backbone["width"], backbone["heads"]
     head_width = width // heads
     shared = (backbone.get("kv_heads") or heads) * head_width
-    key, root = f"layers.{i}", "backbone/stack/blocks"
+    key = key or f"layers.{i}"
     attention, mlp = f"{root}/attention", f"{root}/mlp"
     qkv = fused(attention, (width, -1, head_width), i, sizes=(width, shared, shared))
     return {

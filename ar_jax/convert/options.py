@@ -18,7 +18,7 @@ SECTIONS = ("tokenizer", "schedule", "backbone", "head", "objective", "sampling"
 def tokenizer_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a configuration under the names of options."""
     section = dict(config["tokenizer"])
-    return {**section, **dict(section.pop("autoencoder"))}
+    return {**section, **dict(section.pop("autoencoder", {}))}
 
 
 def generator_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def generator_options(config: Mapping[str, Any]) -> dict[str, Any]:
     if "backbone" not in config:
         raise ValueError("the configuration is of a tokenizer: it has no section 'backbone'")
     options = {**config["schedule"], **config["backbone"], **config["objective"]}
-    return options | {"image_size": config["tokenizer"]["autoencoder"]["image_size"]}
+    return options | {"image_size": tokenizer_options(config)["image_size"]}
 
 
 def downsample(section: Mapping[str, Any]) -> int:
@@ -42,11 +42,15 @@ def downsample(section: Mapping[str, Any]) -> int:
 def check_options(options: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
     """Checks that every option came true in the configuration that was made with it.
 
+    An option is the name of a field, or its path where several have that name.
+
     Raises:
         ValueError: names an option that is no field, or one whose value no field of its name has,
             with what they have instead.
     """
     fields = _fields({name: config.get(name, {}) for name in SECTIONS})
+    for path, value in [item for places in fields.values() for item in places.items()]:
+        fields.setdefault(path, {path: value})
     fields["downsample"] = {"the tokenizer's downsampling": downsample(config)}
     for name, value in (options or {}).items():
         if name not in fields:

@@ -85,7 +85,7 @@ def empty_params(config: Mapping[str, Any], kind: str) -> Any:
         return jax.eval_shape(build_objective(config).init, jax.random.key(0))
     tokenizer: Any = build_tokenizer(config)
     images = jax.ShapeDtypeStruct((1, *tokenizer.image_shape), jnp.float32)
-    return jax.eval_shape(tokenizer.init, jax.random.key(0), images)["params"]
+    return jax.eval_shape(tokenizer.init, jax.random.key(0), images).get("params", {})
 
 
 def to_params(part: Part, tensors: Tensors, expected: Any, source: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ A family is a module of this folder with
     def unwrap_tokenizer(container) -> tensors   the state_dict inside a checkpoint's container
     def unwrap_generator(container) -> tensors
 
+One whose tokenizer has no tensors says so in NO_TOKENIZER.
+
 ``options`` is what the tensors cannot say. Where both speak they must agree. The tensors themselves
 are there for the families in which a buffer's numbers say a size; without them the shapes speak.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ar_jax.convert import arpg, ear, infinity, llamagen, mar, par, randar, rar, var, xar
+from ar_jax.convert import arpg, ear, fractal, infinity, llamagen, mar, par, randar, rar, var, xar
 from ar_jax.convert.part import Part
 from ar_jax.convert.places import Shape, Tensors
 
@@ -64,6 +66,7 @@ FAMILIES: dict[str, Family] = {
     "par": par,
     "infinity": infinity,
     "xar": xar,
+    "fractal": fractal,
 }
 
 

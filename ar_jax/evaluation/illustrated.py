@@ -122,14 +122,14 @@ def likelihood_section(system: System, params: Params, evaluation: Evaluation) -
 def held_out_section(
     objective: Any, system: System, params: Params, evaluation: Evaluation
 ) -> dict[str, Any]:
-    """The training loss on test and, on as many images, training images: no likelihood."""
+    """The training loss on test and, on as many images, training images."""
     test, train = (evaluation.data[split].source for split in ("test", "train"))
     count = min(evaluation.likelihood_images or len(test), len(test), len(train))
     result, seen = (
         measure_objective(objective, system, params, evaluation, split, count)
         for split in ("test", "train")
     )
-    return sections.held_out_section(result, seen, objective.METRICS, count)
+    return sections.held_out_section(result, seen, objective.METRICS, count, objective.remark)
 
 
 def reconstruction_section(seen: Reconstructions, evaluation: Evaluation) -> dict[str, Any]:

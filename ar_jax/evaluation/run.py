@@ -221,7 +221,7 @@ def evaluate_generator(
         result = compare(standard.extractor, images, real, rules)
         report["standard"] = comparison_section(result, sampling)
     objective = build_objective(config)
-    if hasattr(objective, "METRICS"):  # what is trained is no likelihood of all codes
+    if hasattr(objective, "METRICS"):  # what is trained is no likelihood of codes step by step
         report["held_out"] = illustrated.held_out_section(objective, system, params, evaluation)
     else:
         report["likelihood"] = illustrated.likelihood_section(system, params, evaluation)

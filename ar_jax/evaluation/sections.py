@@ -147,15 +147,20 @@ def likelihood_section(
 
 
 def held_out_section(
-    result: Mapping[str, float], train: Mapping[str, float], about: Mapping[str, str], count: int
+    result: Mapping[str, float],
+    train: Mapping[str, float],
+    about: Mapping[str, str],
+    count: int,
+    remark: str,
 ) -> Section:
-    """Section on a training loss that is no likelihood of an image's codes.
+    """Section on a training loss.
 
     Args:
         result: name -> mean over held-out images.
         train: the same over training images.
         about: name -> what it is.
         count: images of each.
+        remark: what the loss has to do with the images' likelihood, for the reader.
     """
     metrics = {}
     for name, said in about.items():
@@ -166,7 +171,7 @@ def held_out_section(
     return _section(
         "Held-out loss",
         f"What training minimises, on {count:,} test images with their classes, no guidance, no "
-        "augmentation. It is no likelihood of an image.",
+        f"augmentation. {remark}",
         metrics,
         {},
         None,

@@ -117,10 +117,15 @@ def _find_params(workdir: epath.PathLike, which: str, step: int | None) -> tuple
 def save_tree(path: epath.PathLike, tree: Any, metadata: dict[str, Any] | None = None) -> None:
     """Writes one pytree of arrays to the new directory ``path``, with JSON metadata beside it.
 
+    A tree without arrays is an empty directory.
+
     Raises:
         ValueError: ``path`` exists.
     """
     target = epath.Path(path).absolute()
+    if not jax.tree.leaves(tree):
+        target.mkdir(parents=True, exist_ok=True)  # by all processes at once
+        return
     if target.exists():
         raise ValueError(f"{path} exists already; it is not overwritten")
     sums = tree_checksums(tree)
@@ -143,6 +148,8 @@ def load_tree(
         DamagedCheckpoint: arrays that are not what was saved; names them.
     """
     target = epath.Path(path).absolute()
+    if target.is_dir() and not any(target.iterdir()) and not jax.tree.leaves(abstract):
+        return {}
     if not target.exists() or not ocp.is_orbax_checkpoint(target):
         raise ValueError(f"{path} holds no saved parameters")
     tree = _load(target, None, abstract, sharding)

@@ -1,4 +1,4 @@
-"""A stack of plain blocks, for sequences whose rows all see each other."""
+"""A stack of plain blocks, for sequences whose rows all see each other or the earlier ones."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ def plain_stack(
     scan: bool,
     dtype: DTypeLike,
     post_norm: bool = False,
+    row_steps: tuple[int, ...] | None = None,
 ) -> Stack:
     """Blocks with affine layer norms and biases whose rows all see each other.
 
     ``dropout`` follows attention and the feed-forward layer, ``hidden_dropout`` is inside of that.
+    With ``row_steps`` rows do not see those of a later step.
     """
     fields: dict[str, Any] = dict(
         heads=heads,
         kv_heads=heads,
         kernel=attention,
-        row_steps=None,
+        row_steps=row_steps,
         mlp_hidden=mlp_hidden,
         norm="affine_layernorm",
         norm_epsilon=norm_epsilon,

@@ -43,6 +43,7 @@ class FlowMatching:
     METRICS: ClassVar[dict[str, str]] = {
         "loss": "mean squared error of the velocity from codes to unit-variance noise"
     }
+    remark: ClassVar[str] = "It is no likelihood of an image."
 
     system: System
     label_dropout: float = 0.1

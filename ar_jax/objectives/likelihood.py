@@ -225,9 +225,9 @@ def drop_condition(conditioner: Any, batch: Batch, key: Array, rate: float) -> C
 
 
 def init_tokenizer(system: System, key: Array) -> Params:
-    """Fresh tokenizer parameters (for shapes, tests and benchmarks)."""
+    """Fresh tokenizer parameters (for shapes, tests and benchmarks); {} where it has none."""
     images = jnp.zeros((1, *system.tokenizer.image_shape), jnp.float32)
-    return system.tokenizer.init(key, images)["params"]
+    return system.tokenizer.init(key, images).get("params", {})
 
 
 def empty_cond(system: System, batch_size: int) -> Cond:

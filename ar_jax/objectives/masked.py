@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -36,6 +36,8 @@ class Masked:
             of its own.
         repeats: draws of the head's loss for each code, of one hidden state.
     """
+
+    remark: ClassVar[str] = "It is no likelihood of an image."
 
     system: System
     label_dropout: float = 0.1

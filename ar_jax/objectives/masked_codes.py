@@ -45,6 +45,7 @@ class MaskedCodes:
         "nll": "negative log-likelihood of a hidden code given those that are not, nats",
         "accuracy": "fraction of the hidden codes that are the most probable one",
     }
+    remark: ClassVar[str] = "It is no likelihood of an image."
 
     system: System
     label_dropout: float = 0.1

@@ -10,6 +10,7 @@ from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
 from ar_jax.tokenizers.contract import Quantizer
 from ar_jax.tokenizers.kl import KLTokenizer
 from ar_jax.tokenizers.lookup_free import LookupFreeQuantizer
+from ar_jax.tokenizers.pixels import PixelTokenizer
 from ar_jax.tokenizers.pooled_autoencoder import PooledAutoencoder
 
 MAX_INDEX_BITS = 24  # a histogram of all codes is kept
@@ -132,3 +133,13 @@ def check_latents(tokenizer: KLTokenizer) -> None:
     if not tokenizer.scale > 0:
         raise ValueError(f"tokenizer.scale is {tokenizer.scale}; it must be positive")
     tokenizer.grids  # noqa: B018  raises where the patch does not divide the latent
+
+
+def check_pixels(part: str, module: Any, tokenizer: PixelTokenizer) -> None:
+    """config.backbone or config.head, the ``part``, is for the pixels of config.tokenizer."""
+    for field, wanted in (("channels", tokenizer.image_channels), ("values", tokenizer.values)):
+        if getattr(module, field) != wanted:
+            raise ValueError(
+                f"{part}.{field} is {getattr(module, field)}, but the tokenizer's pixels have "
+                f"{wanted}: make them equal"
+            )

@@ -210,6 +210,13 @@ def load_tokenizer(config: Any, workdir: str | Path, system: Any) -> Params:
     if (folder / PARAMS).exists():
         return load_tree(folder / PARAMS, shapes)
     source, start = config["tokenizer_checkpoint"], read_init_from(config).workdir
+    if not jax.tree.leaves(shapes):
+        if source:
+            raise ValueError(
+                f"config.tokenizer_checkpoint={source}, but config.tokenizer has no parameters to "
+                "take from there: leave it empty"
+            )
+        return {}
     if start:
         check_trained_tokenizer(config, _of_our_size(config, read_config(start)["tokenizer"]))
         kept = load_tree(Path(start) / TOKENIZER / PARAMS, shapes)

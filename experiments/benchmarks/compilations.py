@@ -183,6 +183,11 @@ def others() -> Iterator[Row]:
         ("xar", "base", 8),
         ("xar", "large", 8),
         ("xar", "huge", 4),
+        ("fractal", "ar_64", 16),
+        ("fractal", "mar_64", 16),
+        ("fractal", "base", 4),
+        ("fractal", "large", 4),
+        ("fractal", "huge", 4),
     ):
         yield Row(
             system=system,
