@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 
 from ar_jax.api import Array, Aux, Batch, Cond, Params, Stats, System, weighted_mean
 from ar_jax.objectives.orders import draw_orders, random_share
+from ar_jax.objectives.patches import Patches, check_patches, staged_logits
 from ar_jax.objectives.ranges import check_share
 
 
@@ -25,6 +27,8 @@ class Likelihood:
         self_correction: of next-scale training, the largest share of codes that the model draws
             itself, where finer scales learn to make up for what was drawn wrong; each sample's
             share is uniform in [0, self_correction]. It costs one more forward pass. 0: none.
+        patches: (side of windows, step at which this ends) of the stages of training before that
+            of single codes, see `ar_jax.objectives.patches`; (): none.
 
     Schedules of random orders permute the codes of training samples, more and more rarely if they
     anneal; evaluation keeps the schedule's own order. A batch may hold an ``order`` int32 [B, L],
@@ -39,11 +43,13 @@ class Likelihood:
     label_dropout: float = 0.1
     label_smoothing: float = 0.0
     self_correction: float = 0.0
+    patches: Patches = ()
 
     def __post_init__(self) -> None:
         check_share("label_dropout", self.label_dropout)
         check_share("label_smoothing", self.label_smoothing)
         check_share("self_correction", self.self_correction)
+        check_patches(self.patches, self.system)
 
     @property
     def tokens_per_image(self) -> int:
@@ -101,7 +107,14 @@ class Likelihood:
         if train and self.self_correction:
             logits = jax.lax.stop_gradient(self._logits(params, context, cond, order, rngs))
             codes, context = self._corrected(frozen, codes, logits, draw_key)
-        logits = self._logits(params, context, cond, order, rngs)  # [B, L, V]
+        single = functools.partial(self._logits, params, context, cond, order, rngs)
+        if train and self.patches:
+            fed = params, codes, cond
+            logits = staged_logits(
+                system, *fed, rngs, patches=self.patches, step=step, single=single
+            )
+        else:
+            logits = single()  # [B, L, V]
         with jax.named_scope("head_and_loss"):
             nll = system.head.loss(logits, codes)  # [B, L]
             loss = nll
