@@ -213,7 +213,13 @@ def masked(
 CURVES = ("cosine", "arccos", "cosine_ahead")
 
 
-def random_groups(*, grid: int | Sequence[int], steps: int, curve: str) -> Schedule:
+def random_groups(
+    *,
+    grid: int | Sequence[int],
+    steps: int,
+    curve: str,
+    anneal: tuple[int, int] | None = None,
+) -> Schedule:
     """Groups of codes in random orders, few at first (RandAR, 2412.01827; ARPG, 2503.10568).
 
     Training is code by code; the groups are those of sampling, where every image has its own order.
@@ -224,6 +230,7 @@ def random_groups(*, grid: int | Sequence[int], steps: int, curve: str) -> Sched
             `masked`. 'cosine_ahead' (RandAR) begins with one code and goes on to
             floor((1 - cos(pi r / 2)) L + 1), r = (s + 1) / S, at least one more: the steps may be
             over before S.
+        anneal: training gives way to raster order as `random` does, and sampling keeps to it.
 
     Raises:
         ValueError: more steps than codes, or an unknown curve.
@@ -242,7 +249,12 @@ def random_groups(*, grid: int | Sequence[int], steps: int, curve: str) -> Sched
     else:
         sizes = list(_mask_sizes(MaskRule(method=curve), grids[0], steps, "steps"))
     return Schedule(
-        name="random_groups", grids=grids, sizes=tuple(sizes), random=True, shuffled=True
+        name="random_groups",
+        grids=grids,
+        sizes=tuple(sizes),
+        random=True,
+        shuffled=anneal is None,
+        anneal=anneal,
     )
 
 

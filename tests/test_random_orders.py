@@ -55,6 +55,16 @@ def test_annealing_must_not_end_before_it_starts(anneal):
         schedules.random(grid=4, anneal=anneal)
 
 
+def test_groups_anneal_too_and_are_then_drawn_in_raster_order():
+    groups: dict[str, Any] = dict(grid=4, steps=6, curve="arccos")
+    plain = schedules.random_groups(**groups)
+    annealed = schedules.random_groups(**groups, anneal=(10, 20))
+    assert [float(random_share(annealed, step)) for step in (10, 15, 20)] == [1.0, 0.5, 0.0]
+    assert float(random_share(plain, 99)) == 1.0
+    assert (plain.shuffled, annealed.shuffled, annealed.random) == (True, False, True)
+    assert annealed.sizes == plain.sizes
+
+
 def test_a_random_schedule_has_the_raster_grid():
     ours, raster = schedules.random(grid=(2, 3)), schedules.raster(grid=(2, 3))
     assert (ours.grids, ours.sizes, ours.random) == (raster.grids, raster.sizes, True)

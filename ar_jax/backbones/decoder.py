@@ -173,8 +173,9 @@ class Decoder(nn.Module, kw_only=True):
         """Hidden states after the final norm.
 
         Args:
-            context: without ``step`` the inputs of all rows after the prefix, [B, L - n_1] or
-                [B, L - n_1, F] (teacher forcing); with a step > 0 that step's [B, n_s(, F)].
+            context: without ``step`` the inputs of all rows after the prefix, [B, L - n_1], or
+                windows of codes [B, L - n_1, n], or [B, L - n_1, F] (teacher forcing); with a step
+                > 0 that step's [B, n_s(, F)].
             cond: see `conditions`.
             order: int32 [B, L], the grid cell of every code of the sequence; None is the
                 schedule's own order. The context is in the same order.
@@ -273,6 +274,7 @@ class Decoder(nn.Module, kw_only=True):
         if step is not None and is_first(step):
             return prefix
         tokens = embed(context)
+        tokens = tokens.mean(2) if tokens.ndim == 4 else tokens  # windows are fed their means
         if self.context == "codes" and (count := unfed_rows(self.schedule)):
             init = nn.initializers.normal(self._std)
             table = self.param("transition", init, (count, self.width), jnp.float32)

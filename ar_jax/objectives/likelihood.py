@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from ar_jax.api import Array, Aux, Batch, Cond, Params, Stats, System, weighted_mean
 from ar_jax.nn.bits import draw_flips
 from ar_jax.objectives.orders import draw_orders, random_share
+from ar_jax.objectives.patches import Patches, check_patches, staged_logits
 from ar_jax.objectives.ranges import check_share
 from ar_jax.schedules import Schedule
 
@@ -33,6 +35,8 @@ class Likelihood:
         flipped_scales: so many scales, coarse to fine, have flipped bits; None: all.
         balance_scales: in training, weight a code by 1 / sqrt(codes of its scale), in place of 1/L
             (Infinity).
+        patches: (side of windows, step at which this ends) of the stages of training before that
+            of single codes, see `ar_jax.objectives.patches`; (): none.
 
     Schedules of random orders permute the codes of training samples, more and more rarely if they
     anneal; evaluation keeps the schedule's own order. A batch may hold an ``order`` int32 [B, L],
@@ -50,12 +54,14 @@ class Likelihood:
     bit_flips: float = 0.0
     flipped_scales: int | None = None
     balance_scales: bool = False
+    patches: Patches = ()
 
     def __post_init__(self) -> None:
         check_share("label_dropout", self.label_dropout)
         check_share("label_smoothing", self.label_smoothing)
         check_share("self_correction", self.self_correction)
         check_share("bit_flips", self.bit_flips)
+        check_patches(self.patches, self.system)
 
     @property
     def tokens_per_image(self) -> int:
@@ -116,7 +122,14 @@ class Likelihood:
         if train and self.self_correction:
             logits = jax.lax.stop_gradient(self._logits(params, context, cond, order, rngs))
             codes, context = self._corrected(frozen, codes, logits, draw_key)
-        logits = self._logits(params, context, cond, order, rngs)  # [B, L, V]
+        single = functools.partial(self._logits, params, context, cond, order, rngs)
+        if train and self.patches:
+            fed = params, codes, cond
+            logits = staged_logits(
+                system, *fed, rngs, patches=self.patches, step=step, single=single
+            )
+        else:
+            logits = single()  # [B, L, V]
         with jax.named_scope("head_and_loss"):
             nll = -system.head.log_prob(logits, codes)  # [B, L]
             smoothing = self.label_smoothing if train else 0.0
