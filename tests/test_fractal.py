@@ -29,7 +29,7 @@ def all_images(length: int, values: int, channels: int = 1) -> np.ndarray:
     return np.array(found, np.int32).reshape(-1, length, channels)
 
 
-def logits_of(objective: Any, params: Any, codes: np.ndarray, label: int = LABEL) -> jax.Array:
+def logits_of(objective: Any, params: Any, codes: Any, label: int = LABEL) -> jax.Array:
     """Teacher forcing: logits [N, L, C, V] of every pixel at its place, not in the steps' order."""
     backbone, head = objective.system.backbone, objective.system.head
     none = (None,) * len(objective.system.schedule.levels)
