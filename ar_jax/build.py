@@ -28,10 +28,11 @@ from ar_jax.consistency import (
     check_system,
     check_tokenizer_objective,
 )
+from ar_jax.entities import next_entity
 from ar_jax.field_types import check_types
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
-from ar_jax.heads.flow import VelocityHead
+from ar_jax.heads.flow import FlowHead, VelocityHead
 from ar_jax.nn.blocks import REMAT_POLICIES
 from ar_jax.nn.discriminators import PatchDiscriminator, PooledDiscriminator, StyleDiscriminator
 from ar_jax.nn.splash import KERNELS
@@ -78,7 +79,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "masked": schedules.masked,
     "random_groups": schedules.random_groups,
     "distant_groups": schedules.distant_groups,
-    "next_entity": schedules.next_entity,
+    "next_entity": next_entity,
 }
 BACKBONES = {
     "decoder": Decoder,
@@ -92,6 +93,7 @@ HEADS = {
     "categorical": CategoricalHead,
     "diffusion": DiffusionHead,
     "velocity": VelocityHead,
+    "flow": FlowHead,
 }
 TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
 DISCRIMINATORS = {
@@ -114,7 +116,6 @@ SAMPLERS: dict[type, Any] = {
     TwoPassDecoder: CachedSampler,
     EncoderDecoder: RefineSampler,
     Bidirectional: ConfidenceSampler,
-    NoisyDecoder: FlowSampler,
 }
 CODEBOOK = "quantizer/codebook"  # the parameter that objectives move outside of the gradient
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -243,7 +244,7 @@ def build_objective(config: Config) -> Objective:
             placed["fixed_codebook"] = matches_any(CODEBOOK, freeze)
         return _call(objective, section, "objective", **placed)
     system = build_system(config)
-    check_objective(config["objective"]["name"], system.backbone)
+    check_objective(config["objective"]["name"], system.backbone, system.head)
     built: Any = _call(objective, section, "objective", system=system)
     check_label_dropout(built.label_dropout, system.backbone)
     if isinstance(built, Likelihood):
@@ -277,7 +278,12 @@ def build_sampling(config: Config) -> tuple[Knobs, Guidance]:
 
 def create_sampler(system: System, params: Params) -> AnySampler:
     """The sampler of a system as it was trained and its parameters, all three parts of them."""
-    return SAMPLERS[type(system.backbone)].create(system, params)
+    return sampler_of(system).create(system, params)
+
+
+def sampler_of(system: System) -> Any:
+    """The class of its sampler: heads of velocities have one for any backbone."""
+    return FlowSampler if isinstance(system.head, VelocityHead) else SAMPLERS[type(system.backbone)]
 
 
 def trains_tokenizer(config: Config) -> bool:
@@ -359,7 +365,7 @@ def _attention(config: Config) -> str:
 def check_trained_tokenizer(config: ml_collections.ConfigDict, tokenizer: Config) -> None:
     """Raises if ``config.tokenizer`` differs from a trained tokenizer's section ``tokenizer``."""
     trained = {"dtype": config["dtype"], "tokenizer": tokenizer}
-    if build_tokenizer(config) == build_tokenizer(trained):
+    if build_tokenizer(config).trained == build_tokenizer(trained).trained:
         return
     ours, theirs = _flatten(_plain(config["tokenizer"])), _flatten(_plain(tokenizer))
     for path in ours | theirs:

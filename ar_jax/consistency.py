@@ -8,13 +8,14 @@ from typing import Any, TypeAlias
 from ar_jax.backbones.bidirectional import Bidirectional
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
+from ar_jax.backbones.flow_checks import check_scale_decoder
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.noisy_decoder import NoisyDecoder, check_noisy_decoder
 from ar_jax.backbones.ordered import OrderedDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
-from ar_jax.heads.flow import VelocityHead
+from ar_jax.heads.flow import FlowHead, VelocityHead, check_velocity_head
 from ar_jax.nn.diffusion import respace
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.checks import check_losses
@@ -28,14 +29,13 @@ ContinuousBackbone: TypeAlias = EncoderDecoder | NoisyDecoder
 AnyBackbone: TypeAlias = Decoder | OrderedDecoder | Bidirectional | ContinuousBackbone
 AnyHead: TypeAlias = CategoricalHead | DiffusionHead | VelocityHead
 
-# Which head and which objective go with a backbone, by the names that configs give them.
+# Which objective goes with a backbone, by the name that configs give it.
 PARTNERS = {
-    Decoder: ("categorical", "likelihood"),
-    Bidirectional: ("categorical", "masked_codes"),
-    InstructedDecoder: ("categorical", "likelihood"),
-    TwoPassDecoder: ("categorical", "likelihood"),
-    EncoderDecoder: ("diffusion", "masked"),
-    NoisyDecoder: ("velocity", "flow_matching"),
+    Decoder: "likelihood",
+    Bidirectional: "masked_codes",
+    InstructedDecoder: "likelihood",
+    TwoPassDecoder: "likelihood",
+    EncoderDecoder: "masked",
 }
 
 
@@ -53,9 +53,11 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
             "'decoder', one of its kind or 'bidirectional'",
             "'encoder_decoder' or 'noisy_decoder'",
         ),
-        "head": ((CategoricalHead,), "'categorical'", "'diffusion' or 'velocity'"),
+        "head": ((CategoricalHead,), "'categorical'", "'diffusion', 'velocity' or 'flow'"),
     }
     for part, (of_discrete, *fits) in kinds.items():
+        if part == "backbone" and isinstance(backbone, Decoder) and isinstance(head, FlowHead):
+            continue  # scales may be of either kind of codes
         if isinstance(backbone if part == "backbone" else head, of_discrete) != discrete:
             raise ValueError(
                 f"{part}.name is another than {fits[0 if discrete else 1]}, which goes with the "
@@ -77,7 +79,8 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
             check_ordered(backbone, tokenizer)
         check_vocabulary("head.vocab_size", head.vocab_size, tokenizer)
     else:
-        assert isinstance(backbone, ContinuousBackbone) and not isinstance(head, CategoricalHead)
+        assert isinstance(backbone, Decoder | ContinuousBackbone)
+        assert not isinstance(head, CategoricalHead)
         check_continuous(tokenizer, backbone, head)
 
 
@@ -92,33 +95,40 @@ def check_attention(backbone: AnyBackbone) -> None:
 
 
 def check_continuous(
-    tokenizer: KLTokenizer, backbone: ContinuousBackbone, head: DiffusionHead | VelocityHead
+    tokenizer: KLTokenizer,
+    backbone: Decoder | ContinuousBackbone,
+    head: DiffusionHead | VelocityHead,
 ) -> None:
     """The parts of a generator of continuous codes."""
-    noisy = isinstance(backbone, NoisyDecoder)
-    if noisy != isinstance(head, VelocityHead):
-        names = ("noisy_decoder", "velocity") if noisy else ("encoder_decoder", "diffusion")
-        raise ValueError(
-            f"head.name is another than {names[1]!r}, which goes with the backbone {names[0]!r}"
-        )
+    pairs: dict[type, tuple[type, str]] = {
+        NoisyDecoder: (VelocityHead, "the backbone 'noisy_decoder' goes with 'velocity'"),
+        EncoderDecoder: (DiffusionHead, "the backbone 'encoder_decoder' goes with 'diffusion'"),
+        Decoder: (FlowHead, "the backbone 'decoder' goes with 'flow'"),
+    }
+    if type(head) is not pairs[type(backbone)][0]:
+        raise ValueError(f"head.name is another one, but {pairs[type(backbone)][1]}")
+    check_positive(backbone, "num_classes")
+    if isinstance(backbone, Decoder):
+        check_heads(backbone, "width", "heads")
+        check_scale_decoder(backbone, tokenizer.code_width)
+        check_condition(backbone)
+    else:
+        check_code_width("backbone.code_width", backbone.code_width, tokenizer)
     if isinstance(backbone, NoisyDecoder):
         check_noisy_decoder(backbone)
-        check_positive(backbone, "num_classes")
-        check_code_width("backbone.code_width", backbone.code_width, tokenizer)
-    else:
-        check_encoder_decoder(backbone, tokenizer)
+    elif isinstance(backbone, EncoderDecoder):
+        check_encoder_decoder(backbone)
     check_code_width("head.code_width", head.code_width, tokenizer)
-    if isinstance(head, VelocityHead):
-        head.flow  # noqa: B018  raises where a field is out of its range
-    else:
-        check_diffusion_head(head)
+    of_head: Any = check_velocity_head if isinstance(head, VelocityHead) else check_diffusion_head
+    of_head(head)
 
 
-def check_objective(name: str, backbone: AnyBackbone) -> None:
-    """config.objective fits config.backbone."""
-    fits = PARTNERS[type(backbone)][1]
+def check_objective(name: str, backbone: AnyBackbone, head: AnyHead) -> None:
+    """config.objective fits config.backbone and config.head."""
+    velocity = isinstance(head, VelocityHead)
+    part, fits = ("head", "flow_matching") if velocity else ("backbone", PARTNERS[type(backbone)])
     if name != fits:
-        raise ValueError(f"objective.name is {name!r}; this backbone is trained by {fits!r}")
+        raise ValueError(f"objective.name is {name!r}; this {part} is trained by {fits!r}")
 
 
 def check_label_dropout(label_dropout: float, backbone: AnyBackbone) -> None:
@@ -141,14 +151,12 @@ def check_self_correction(self_correction: float, tokenizer: AnyTokenizer) -> No
         )
 
 
-def check_encoder_decoder(backbone: EncoderDecoder, tokenizer: KLTokenizer) -> None:
+def check_encoder_decoder(backbone: EncoderDecoder) -> None:
     """config.backbone of name 'encoder_decoder'."""
     check_heads(backbone, "width", "heads")
     check_heads(backbone, "decoder_width", "decoder_heads")
     check_masked(backbone, "encoder_decoder")
-    for field in ("num_classes", "buffer"):
-        check_positive(backbone, field)
-    check_code_width("backbone.code_width", backbone.code_width, tokenizer)
+    check_positive(backbone, "buffer")
 
 
 def check_bidirectional(backbone: Bidirectional, tokenizer: Tokenizer) -> None:

@@ -35,6 +35,7 @@ SYSTEMS = {
     "par": "tokenizer_vq_fine",
     "mar": "tokenizer_kl",
     "xar": "tokenizer_kl",
+    "flowar": "tokenizer_kl",
     "maskgit": "tokenizer_vq",
 }
 

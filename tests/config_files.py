@@ -31,7 +31,7 @@ from ar_jax.data import Data, from_config
 from ar_jax.data.transforms import ImageTransform
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
-from ar_jax.heads.flow import VelocityHead
+from ar_jax.heads.flow import FlowHead, VelocityHead
 from ar_jax.nn import conv, pooled_conv
 from ar_jax.nn.blocks import Attention, Block, Stack
 from ar_jax.nn.layers import MLP
@@ -79,7 +79,7 @@ TAKERS: dict[str, tuple[type, ...]] = {
         NoisyDecoder,
         *(Stack, Block, Attention, MLP),
     ),
-    "head": (CategoricalHead, DiffusionHead, VelocityHead),
+    "head": (CategoricalHead, DiffusionHead, VelocityHead, FlowHead),
     "objective": (
         *(TokenizerObjective, KLTokenizerObjective, Likelihood, Masked, MaskedCodes),
         FlowMatching,

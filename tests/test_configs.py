@@ -32,7 +32,8 @@ from tests.config_files import (
 IMAGENET = "configs/imagenet256/"
 FASHION = "configs/fashion_mnist/"
 
-# From the official classes, built without storage; MaskGIT's is ours, whose tables differ.
+# From the official classes, built without storage; MaskGIT's is ours, whose tables differ, and
+# FlowAR's are, of which no class was released.
 COUNTS = {
     ("var.py", "d16"): 310_283_520,
     ("var.py", "d20"): 600_917_136,
@@ -65,6 +66,10 @@ COUNTS = {
     ("xar.py", "base"): 172_638_224,
     ("xar.py", "large"): 608_397_968,
     ("xar.py", "huge"): 1_186_024_096,
+    ("flowar.py", "S"): 174_868_240,
+    ("flowar.py", "B"): 310_227_984,
+    ("flowar.py", "L"): 602_164_496,
+    ("flowar.py", "H"): 1_950_443_536,
     ("tokenizer_kl.py", ""): 66_456_019,
     ("tokenizer_multiscale.py", ""): 108_948_355,
     ("tokenizer_vq.py", ""): 71_883_403,
@@ -91,7 +96,7 @@ PARTS = {
     ("tokenizer_vq.py", "vq8", "/encoder/"): 28_559_232,
     ("tokenizer_vq.py", "vq8", "/decoder/"): 41_415_171,
 }
-TOKENS = {"var.py": 680, "llamagen.py": 256, "tokenizer_multiscale.py": 680}
+TOKENS = {"flowar.py": 341, "var.py": 680, "llamagen.py": 256, "tokenizer_multiscale.py": 680}
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 # Sizes of a published model differ in numbers, not in what reads their fields: one of each file,
@@ -105,6 +110,7 @@ FIRST_SIZES = (
     "par:XL",
     "mar:base",
     "xar:base",
+    "flowar:S",
 )
 every_file = pytest.mark.parametrize("file", FILES)
 
@@ -123,7 +129,7 @@ def count(tree: Any, pattern: str = "") -> int:
 def test_all_files_are_here():
     names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py", "rar.py"}
     names |= {"tokenizer_kl.py", "mar.py", "maskgit.py", "randar.py", "arpg.py", "par.py"}
-    names |= {"xar.py"}
+    names |= {"xar.py", "flowar.py"}
     assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
     names |= {
         f"tokenizer_{quantiser}.py" for quantiser in ("fsq", "lfq", "bsq", "bitwise", "vq_fine")

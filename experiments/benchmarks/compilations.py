@@ -172,6 +172,10 @@ def others() -> Iterator[Row]:
         ("xar", "base", 8),
         ("xar", "large", 8),
         ("xar", "huge", 4),
+        ("flowar", "S", 8),
+        ("flowar", "B", 8),
+        ("flowar", "L", 8),
+        ("flowar", "H", 4),
     ):
         yield Row(
             system=system,
