@@ -14,11 +14,12 @@ from ar_jax.backbones.fractal import Fractal
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.noisy_decoder import NoisyDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
+from ar_jax.entities import next_entity
 from ar_jax.heads.bitwise import BitwiseHead
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.heads.energy import EnergyHead
-from ar_jax.heads.flow import VelocityHead
+from ar_jax.heads.flow import FlowHead, VelocityHead
 from ar_jax.heads.mixture import MixtureHead
 from ar_jax.heads.pixels import PixelHead
 from ar_jax.nn.discriminators import PatchDiscriminator, PooledDiscriminator, StyleDiscriminator
@@ -61,7 +62,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "masked": schedules.masked,
     "random_groups": schedules.random_groups,
     "distant_groups": schedules.distant_groups,
-    "next_entity": schedules.next_entity,
+    "next_entity": next_entity,
     "nested": schedules.nested,
 }
 BACKBONES = {
@@ -81,6 +82,7 @@ HEADS = {
     "energy": EnergyHead,
     "mixture": MixtureHead,
     "velocity": VelocityHead,
+    "flow": FlowHead,
     "pixels": PixelHead,
 }
 TOKENIZER_OBJECTIVES = {"tokenizer": TokenizerObjective, "kl_tokenizer": KLTokenizerObjective}
@@ -97,7 +99,8 @@ OBJECTIVES = {
     "flow_matching": FlowMatching,
     "nested": NestedLikelihood,
 }
-# How codes are drawn is the backbone's: with a cache step by step, or all that is known each time.
+# How codes are drawn is the backbone's: with a cache step by step, or all that is known each time;
+# see `ar_jax.build.sampler_of` for heads that have a sampler of their own.
 AnySampler: TypeAlias = (
     CachedSampler | RefineSampler | ConfidenceSampler | FlowSampler | NestedSampler
 )
@@ -108,6 +111,5 @@ SAMPLERS: dict[type, Any] = {
     TwoPassDecoder: CachedSampler,
     EncoderDecoder: RefineSampler,
     Bidirectional: ConfidenceSampler,
-    NoisyDecoder: FlowSampler,
     Fractal: NestedSampler,
 }

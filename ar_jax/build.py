@@ -34,6 +34,7 @@ from ar_jax.consistency import (
 )
 from ar_jax.field_types import check_types
 from ar_jax.heads.checks import check_repeats
+from ar_jax.heads.flow import VelocityHead
 from ar_jax.nn.blocks import REMAT_POLICIES
 from ar_jax.nn.splash import KERNELS
 from ar_jax.objectives.adversarial import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, Adversary
@@ -41,6 +42,7 @@ from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.masked import Masked
 from ar_jax.objectives.tokenizer import TokenizerObjective
 from ar_jax.sampling.filters import Knobs
+from ar_jax.sampling.flow import FlowSampler
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.schedules import Schedule
 from ar_jax.tokenizers.autoencoder import Autoencoder
@@ -194,7 +196,7 @@ def build_objective(config: Config) -> Objective:
             placed["fixed_codebook"] = matches_any(CODEBOOK, freeze)
         return _call(objective, section, "objective", **placed)
     system = build_system(config)
-    check_objective(config["objective"]["name"], system.backbone)
+    check_objective(config["objective"]["name"], system.backbone, system.head)
     built: Any = _call(objective, section, "objective", system=system)
     check_label_dropout(built.label_dropout, system.backbone)
     if isinstance(built, Masked):
@@ -231,7 +233,12 @@ def build_sampling(config: Config) -> tuple[Knobs, Guidance]:
 
 def create_sampler(system: System, params: Params) -> AnySampler:
     """The sampler of a system as it was trained and its parameters, all three parts of them."""
-    return SAMPLERS[type(system.backbone)].create(system, params)
+    return sampler_of(system).create(system, params)
+
+
+def sampler_of(system: System) -> Any:
+    """The class of its sampler: heads of velocities have one for any backbone."""
+    return FlowSampler if isinstance(system.head, VelocityHead) else SAMPLERS[type(system.backbone)]
 
 
 def trains_tokenizer(config: Config) -> bool:
@@ -313,7 +320,7 @@ def _attention(config: Config) -> str:
 def check_trained_tokenizer(config: ml_collections.ConfigDict, tokenizer: Config) -> None:
     """Raises if ``config.tokenizer`` differs from a trained tokenizer's section ``tokenizer``."""
     trained = {"dtype": config["dtype"], "tokenizer": tokenizer}
-    if build_tokenizer(config) == build_tokenizer(trained):
+    if build_tokenizer(config).trained == build_tokenizer(trained).trained:
         return
     ours, theirs = _flatten(_plain(config["tokenizer"])), _flatten(_plain(tokenizer))
     for path in ours | theirs:

@@ -8,14 +8,17 @@ from typing import Any, TypeAlias
 from ar_jax.backbones.bidirectional import Bidirectional
 from ar_jax.backbones.checks import (
     check_cross_decoder,
+    check_encoder_decoder,
     check_feature_width,
     check_heads,
+    check_masked,
     check_patch_levels,
     check_positive,
 )
 from ar_jax.backbones.cross_decoder import CrossDecoder
 from ar_jax.backbones.decoder import Decoder
 from ar_jax.backbones.encoder_decoder import EncoderDecoder
+from ar_jax.backbones.flow_checks import check_scale_decoder
 from ar_jax.backbones.fractal import Fractal
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.noisy_decoder import NoisyDecoder, check_noisy_decoder
@@ -24,7 +27,7 @@ from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.heads.bitwise import BitwiseHead
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.checks import MaskedHead, check_masked_head
-from ar_jax.heads.flow import VelocityHead
+from ar_jax.heads.flow import FlowHead, VelocityHead, check_velocity_head
 from ar_jax.heads.pixels import PixelHead
 from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
 from ar_jax.tokenizers.checks import check_losses, check_pixels
@@ -48,7 +51,6 @@ OBJECTIVE_OF = {
     InstructedDecoder: "likelihood",
     TwoPassDecoder: "likelihood",
     EncoderDecoder: "masked",
-    NoisyDecoder: "flow_matching",
     Fractal: "nested",
 }
 
@@ -63,8 +65,8 @@ FITTING: tuple[tuple[Any, str, Any, Any], ...] = (
     (
         KLTokenizer,
         "continuous codes",
-        (ContinuousBackbone, "'encoder_decoder' or 'noisy_decoder'"),
-        (ContinuousHead, "'diffusion', 'energy', 'mixture' or 'velocity'"),
+        (Decoder | ContinuousBackbone, "'encoder_decoder', 'noisy_decoder' or 'decoder'"),
+        (ContinuousHead, "'diffusion', 'energy', 'mixture', 'velocity' or 'flow'"),
     ),
     (PixelTokenizer, "pixels", (Fractal, "'fractal'"), (PixelHead, "'pixels'")),
 )
@@ -104,7 +106,8 @@ def check_system(tokenizer: AnyTokenizer, backbone: AnyBackbone, head: AnyHead) 
         else:
             check_ordered(backbone, tokenizer)
     else:
-        assert isinstance(backbone, ContinuousBackbone) and isinstance(head, ContinuousHead)
+        assert isinstance(backbone, Decoder | ContinuousBackbone)
+        assert isinstance(head, ContinuousHead)
         check_continuous(tokenizer, backbone, head)
 
 
@@ -139,34 +142,46 @@ def check_attention(backbone: AnyBackbone) -> None:
 
 
 def check_continuous(
-    tokenizer: KLTokenizer, backbone: ContinuousBackbone, head: ContinuousHead
+    tokenizer: KLTokenizer, backbone: Decoder | ContinuousBackbone, head: ContinuousHead
 ) -> None:
     """The parts of a generator of continuous codes."""
-    noisy = isinstance(backbone, NoisyDecoder)
-    if noisy != isinstance(head, VelocityHead):
-        fits = "'velocity'" if noisy else "'diffusion', 'energy' or 'mixture'"
-        raise ValueError(
-            f"head.name must be {fits} for backbone.name "
-            f"'{'noisy_decoder' if noisy else 'encoder_decoder'}'"
-        )
+    fits: dict[type, tuple[Any, str]] = {
+        NoisyDecoder: (VelocityHead, "'noisy_decoder' goes with 'velocity'"),
+        EncoderDecoder: (
+            MaskedHead,
+            "'encoder_decoder' goes with 'diffusion', 'energy', 'mixture'",
+        ),
+        Decoder: (FlowHead, "'decoder' goes, on continuous codes, with 'flow'"),
+    }
+    form, said = fits[type(backbone)]
+    if not isinstance(head, form) or isinstance(head, FlowHead) != (form is FlowHead):
+        raise ValueError(f"head.name is another one, but the backbone {said}")
+    check_positive(backbone, "num_classes")
+    if isinstance(backbone, Decoder):
+        check_heads(backbone, "width", "heads")
+        check_scale_decoder(backbone, tokenizer.code_width)
+        check_condition(backbone)
+    else:
+        check_code_width("backbone.code_width", backbone.code_width, tokenizer)
     if isinstance(backbone, NoisyDecoder):
         check_noisy_decoder(backbone)
-        check_positive(backbone, "num_classes")
-        check_code_width("backbone.code_width", backbone.code_width, tokenizer)
-    else:
-        check_encoder_decoder(backbone, tokenizer)
+    elif isinstance(backbone, EncoderDecoder):
+        check_encoder_decoder(backbone)
     check_code_width("head.code_width", head.code_width, tokenizer)
     if isinstance(head, VelocityHead):
-        head.flow  # noqa: B018  raises where a field is out of its range
+        check_velocity_head(head)
     else:
         check_masked_head(head)
 
 
-def check_objective(name: str, backbone: AnyBackbone) -> None:
-    """config.objective fits config.backbone."""
-    fits = OBJECTIVE_OF[type(backbone)]
+def check_objective(name: str, backbone: AnyBackbone, head: AnyHead) -> None:
+    """config.objective fits config.backbone and config.head."""
+    velocity = isinstance(head, VelocityHead)
+    part, fits = (
+        ("head", "flow_matching") if velocity else ("backbone", OBJECTIVE_OF[type(backbone)])
+    )
     if name != fits:
-        raise ValueError(f"objective.name is {name!r}; this backbone is trained by {fits!r}")
+        raise ValueError(f"objective.name is {name!r}; this {part} is trained by {fits!r}")
 
 
 def check_label_dropout(label_dropout: float, backbone: AnyBackbone) -> None:
@@ -203,24 +218,6 @@ def check_bit_flips(rate: float, scales: int | None, tokenizer: AnyTokenizer) ->
         )
 
 
-def check_encoder_decoder(backbone: EncoderDecoder, tokenizer: KLTokenizer) -> None:
-    """config.backbone of name 'encoder_decoder'."""
-    if backbone.depth:
-        if backbone.heads is None:
-            raise ValueError(f"backbone.heads is missing; the encoder has depth {backbone.depth}")
-        check_heads(backbone, "width", "heads")
-    elif backbone.width != backbone.decoder_width:
-        raise ValueError(
-            f"backbone.width is {backbone.width} and backbone.decoder_width "
-            f"{backbone.decoder_width}; without an encoder (depth 0) they must be equal"
-        )
-    check_heads(backbone, "decoder_width", "decoder_heads")
-    check_masked(backbone, "encoder_decoder")
-    for field in ("num_classes", "buffer"):
-        check_positive(backbone, field)
-    check_code_width("backbone.code_width", backbone.code_width, tokenizer)
-
-
 def check_bidirectional(backbone: Bidirectional, tokenizer: Tokenizer) -> None:
     """config.backbone of name 'bidirectional'."""
     check_heads(backbone, "width", "heads")
@@ -233,15 +230,6 @@ def check_bidirectional(backbone: Bidirectional, tokenizer: Tokenizer) -> None:
             "or 'bsq'"
         )
     check_vocabulary("backbone.vocab_size", backbone.vocab_size, tokenizer)
-
-
-def check_masked(backbone: AnyBackbone, name: str) -> None:
-    """config.schedule of a backbone that is given codes of which some are hidden."""
-    if backbone.schedule.name != "masked":
-        raise ValueError(
-            f"schedule.name is {backbone.schedule.name!r}; the backbone {name!r} predicts sets of "
-            "codes in random order: use 'masked'"
-        )
 
 
 def check_code_width(field: str, value: int, tokenizer: KLTokenizer) -> None:

@@ -37,6 +37,7 @@ SYSTEMS = {
     "ear": "tokenizer_kl",
     "givt": "tokenizer_kl",
     "xar": "tokenizer_kl",
+    "flowar": "tokenizer_kl",
     "maskgit": "tokenizer_vq",
     "infinity": "tokenizer_bitwise",
     "fractal": "",

@@ -36,7 +36,7 @@ from ar_jax.heads.bitwise import BitwiseHead
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
 from ar_jax.heads.energy import EnergyHead
-from ar_jax.heads.flow import VelocityHead
+from ar_jax.heads.flow import FlowHead, VelocityHead
 from ar_jax.heads.mixture import MixtureHead
 from ar_jax.heads.pixels import PixelHead
 from ar_jax.nn import conv, pooled_conv
@@ -91,7 +91,7 @@ TAKERS: dict[str, tuple[type, ...]] = {
     ),
     "head": (
         *(CategoricalHead, BitwiseHead, DiffusionHead, EnergyHead, MixtureHead),
-        *(VelocityHead, PixelHead),
+        *(VelocityHead, FlowHead, PixelHead),
     ),
     "objective": (
         *(TokenizerObjective, KLTokenizerObjective, Likelihood, Masked, MaskedCodes),

@@ -32,7 +32,7 @@ from tests.config_files import (
 IMAGENET = "configs/imagenet256/"
 FASHION = "configs/fashion_mnist/"
 
-# From the official classes, built without storage; MaskGIT's and GIVT's are ours, which differ, and
+# From the official classes, built without storage; those of MaskGIT, GIVT and FlowAR are ours, and
 # so are Infinity's: four rows for each of 1,001 classes in place of 512 null ones.
 COUNTS = {
     ("var.py", "d16"): 310_283_520,
@@ -87,6 +87,10 @@ COUNTS = {
     ("fractal.py", "base"): 186_300_224,
     ("fractal.py", "large"): 437_000_064,
     ("fractal.py", "huge"): 849_586_240,
+    ("flowar.py", "S"): 174_868_240,
+    ("flowar.py", "B"): 310_227_984,
+    ("flowar.py", "L"): 602_164_496,
+    ("flowar.py", "H"): 1_950_443_536,
     ("tokenizer_kl.py", ""): 66_456_019,
     ("tokenizer_multiscale.py", ""): 108_948_355,
     ("tokenizer_vq.py", ""): 71_883_403,
@@ -122,6 +126,7 @@ TOKENS = {
     "tokenizer_vq.py:vq8": 1024,
     "infinity.py": 521,
     "tokenizer_bitwise.py": 521,
+    "flowar.py": 341,
     "fractal.py": 256**2,
     "fractal.py:ar_64": 64**2,
     "fractal.py:mar_64": 64**2,
@@ -132,7 +137,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 # and the others in the slow run.
 FIRST_SIZES = (
     *("var:d16", "llamagen:B", "rar:b", "randar:L", "arpg:L", "par:XL", "mar:base", "ear:base"),
-    *("givt:default", "infinity:layer12", "xar:base", "fractal:base"),
+    *("givt:default", "infinity:layer12", "xar:base", "flowar:S", "fractal:base"),
 )
 every_file = pytest.mark.parametrize("file", FILES)
 
@@ -152,6 +157,7 @@ def test_all_files_are_here():
     names = {"tokenizer_multiscale.py", "tokenizer_vq.py", "var.py", "llamagen.py", "rar.py"}
     names |= {"tokenizer_kl.py", "mar.py", "maskgit.py", "randar.py", "arpg.py", "par.py"}
     names |= {"ear.py", "givt.py", "infinity.py", "tokenizer_bitwise.py", "xar.py", "fractal.py"}
+    names |= {"flowar.py"}
     assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
     names |= {f"tokenizer_{quantiser}.py" for quantiser in ("fsq", "lfq", "bsq", "vq_fine")}
     assert all(arguments(load(FASHION + name)) == ("", "demo", "smoke") for name in names)

@@ -1,4 +1,4 @@
-"""xAR on Fashion-MNIST by the demo, at smoke size: what entities of continuous codes change."""
+"""xAR and FlowAR on Fashion-MNIST by the demo, at smoke size: what entities change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.smoke_runs import CUBE, losses, losses_on_one_device, script, smoke_c
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 BATCH, SAMPLES = 10, 50
-SYSTEMS = ("xar",)
+SYSTEMS = ("xar", "flowar")
 
 
 def adapted(source: str, name: str, mode: str = "smoke") -> Any:

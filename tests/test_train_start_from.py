@@ -28,6 +28,7 @@ from ar_jax.convert.conversion import convert_files
 from ar_jax.convert.directory import export_directory, write_directory
 from ar_jax.convert.places import flat_leaves
 from ar_jax.convert.release import choose
+from ar_jax.entities import next_entity
 from ar_jax.io.checkpoint import load_params, load_tree
 from ar_jax.io.run_info import read_config
 from ar_jax.nn.resize import enlarge
@@ -295,8 +296,8 @@ def test_tables_keep_rows_that_are_not_of_cells():
 def test_tables_in_an_order_of_their_own():
     """Rows of cells stay with their cells, whatever entities they are in before and after."""
     grid = np.random.default_rng(0).standard_normal((36, 3)).astype(np.float32)
-    cells = schedules.next_entity(grid=6, entity="cell", parts=2)
-    apart = schedules.next_entity(grid=6, entity="subsample", parts=3)
+    cells = next_entity(grid=6, entity="cell", parts=2)
+    apart = next_entity(grid=6, entity="subsample", parts=3)
     rows = grid[list(cells.cells or ())]
     found = resample(rows, CellTable(), cells, apart)
     np.testing.assert_array_equal(found, grid[list(apart.cells or ())])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ar_jax.backbones.cross_decoder import CrossDecoder
+from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.backbones.fractal import Fractal
 from ar_jax.backbones.patch_levels import NEIGHBOURS
 
@@ -61,6 +62,31 @@ def check_cross_decoder(backbone: CrossDecoder, tokenizer: Any) -> None:
             "sums of coarser scales: use 'next_scale' and a tokenizer of scales"
         )
     check_feature_width(backbone, tokenizer)
+
+
+def check_encoder_decoder(backbone: EncoderDecoder) -> None:
+    """config.backbone of name 'encoder_decoder'."""
+    if backbone.depth:
+        if backbone.heads is None:
+            raise ValueError(f"backbone.heads is missing; the encoder has depth {backbone.depth}")
+        check_heads(backbone, "width", "heads")
+    elif backbone.width != backbone.decoder_width:
+        raise ValueError(
+            f"backbone.width is {backbone.width} and backbone.decoder_width "
+            f"{backbone.decoder_width}; without an encoder (depth 0) they must be equal"
+        )
+    check_heads(backbone, "decoder_width", "decoder_heads")
+    check_masked(backbone, "encoder_decoder")
+    check_positive(backbone, "buffer")
+
+
+def check_masked(backbone: Any, name: str) -> None:
+    """config.schedule of a backbone that is given codes of which some are hidden."""
+    if backbone.schedule.name != "masked":
+        raise ValueError(
+            f"schedule.name is {backbone.schedule.name!r}; the backbone {name!r} predicts sets of "
+            "codes in random order: use 'masked'"
+        )
 
 
 def check_patch_levels(backbone: Fractal) -> None:

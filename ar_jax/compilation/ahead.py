@@ -11,13 +11,11 @@ import jax.numpy as jnp
 import ml_collections
 
 from ar_jax.api import Params
-from ar_jax.backbones.cross_decoder import CrossDecoder
-from ar_jax.backbones.decoder import Decoder
 from ar_jax.build import (
-    SAMPLERS,
     build_objective,
     build_sampling,
     create_sampler,
+    sampler_of,
     trains_tokenizer,
 )
 from ar_jax.compilation import estimate as figures
@@ -198,7 +196,7 @@ def compile_decoder(
     shape = (target.rows, *system.tokenizer.codes_shape)
     dtype = system.tokenizer.codes_dtype
     codes = jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
-    decode = DECODERS[SAMPLERS[type(system.backbone)]]
+    decode = DECODERS[sampler_of(system)]
     compiled = compile_for(target, lambda: decode.lower(system, params, codes, None))
     flops = products.count_products(lambda *arrays: decode(system, *arrays, None), params, codes)
     found = report(target, compiled, params, decode_phase, flops, products.CALL_RULE)
@@ -229,7 +227,7 @@ def batch_shapes(objective: Any, rows: int, inputs: str) -> dict[str, jax.ShapeD
 def _train_flops(target: Target, params: Any) -> tuple[float, str]:
     """(FLOPs of a step over all chips, how they are counted)."""
     objective, tokenizer = target.objective, trains_tokenizer(target.config)
-    if not tokenizer and isinstance(objective.system.backbone, Decoder | CrossDecoder):
+    if not tokenizer and sampler_of(objective.system) is CachedSampler:
         flops = figures.model_flops(params, objective.system, target.rows)
         return flops, figures.FLOPS_RULE
     counted = _countable(target)

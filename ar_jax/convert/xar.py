@@ -28,8 +28,8 @@ from ar_jax.convert import mar
 from ar_jax.convert.part import Buffer, Part, agree, find_state_dict, shape_of
 from ar_jax.convert.places import Places, Tensors, dense, fused, fused_bias, reshaped, same
 from ar_jax.convert.vqgan import Shapes
+from ar_jax.entities import next_entity
 from ar_jax.nn.splash import visible_rows
-from ar_jax.schedules import next_entity
 
 # (blocks of each half, width) of the releases -> heads, evaluations and guidance of their README.
 SIZES = {(8, 768): (12, 40, 2.7), (16, 1024): (16, 50, 2.3), (20, 1280): (16, 50, 2.2)}

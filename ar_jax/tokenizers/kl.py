@@ -89,6 +89,11 @@ class KLTokenizer(nn.Module, kw_only=True):
         return grids
 
     @property
+    def trained(self) -> KLTokenizer:
+        """What training makes: coarser scales are another view of the same."""
+        return self.clone(scales=None)
+
+    @property
     def code_width(self) -> int:
         """Numbers in a code."""
         return self.autoencoder.code_width * self.patch**2

@@ -33,6 +33,11 @@ class Tokenizer(nn.Module, kw_only=True):
         return self.quantizer.grids
 
     @property
+    def trained(self) -> Tokenizer:
+        """What training makes: all of it."""
+        return self
+
+    @property
     def codebook_size(self) -> int:
         """V."""
         return self.quantizer.codebook_size

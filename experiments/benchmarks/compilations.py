@@ -188,6 +188,10 @@ def others() -> Iterator[Row]:
         ("fractal", "base", 4),
         ("fractal", "large", 4),
         ("fractal", "huge", 4),
+        ("flowar", "S", 8),
+        ("flowar", "B", 8),
+        ("flowar", "L", 8),
+        ("flowar", "H", 4),
     ):
         yield Row(
             system=system,
