@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 
 from ar_jax.build import build_objective
+from ar_jax.io.checkpoint import load_tree, save_tree
 from ar_jax.schedules import nested
+from ar_jax.tokenizers.pixels import PixelTokenizer
+from ar_jax.tokenizers.tokenizer import to_float, to_uint8
+from ar_jax.train.run import load_tokenizer
 from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.toy_fractal import fractal_config, fractal_objective
 
@@ -191,3 +195,31 @@ def test_red_and_mean_colours_count_as_asked():
 def test_fields_that_do_not_fit_are_named(change, words):
     with pytest.raises(ValueError, match=words):
         build_objective(fractal_config(**change))
+
+
+def test_pixels_are_codes_exactly():
+    """Every uint8 image comes back; of a part of the pixels the others are grey."""
+    tokenizer: Any = PixelTokenizer(image_size=16, image_channels=2)
+    images = jnp.asarray(np.arange(512, dtype=np.uint8).reshape(1, 16, 16, 2))
+    assert tokenizer.init(jax.random.key(0), to_float(images)) == {}
+    codes = tokenizer.apply({}, to_float(images), method="encode")
+    np.testing.assert_array_equal(codes, images.reshape(1, 256, 2))
+    back = tokenizer.apply({}, codes, method="decode")
+    np.testing.assert_array_equal(to_uint8(back), images)
+    for known in (16, jnp.arange(256)[None] < 16):
+        part = tokenizer.apply({}, codes, known, method="decode")
+        np.testing.assert_array_equal(part[:, :1], back[:, :1])
+        assert (part[:, 1:] == 0).all()
+
+
+def test_a_tokenizer_without_parameters_is_not_asked_for(tmp_path):
+    objective, _ = fractal_objective()
+    config: Any = dict(tokenizer_checkpoint="")
+    assert load_tokenizer(config, tmp_path, objective.system) == {}
+    with pytest.raises(ValueError, match="tokenizer_checkpoint=runs/a, but .* no parameters"):
+        load_tokenizer(dict(tokenizer_checkpoint="runs/a"), tmp_path, objective.system)
+    for _ in range(2):  # by whoever comes first
+        save_tree(tmp_path / "empty", {})
+    assert load_tree(tmp_path / "empty") == load_tree(tmp_path / "empty", {}) == {}
+    with pytest.raises(ValueError, match="holds no saved parameters"):
+        load_tree(tmp_path / "empty", {"a": jax.ShapeDtypeStruct((1,), jnp.float32)})

@@ -20,6 +20,7 @@ from tests.config_files import load
 from tests.golden_lines import check, part_of
 from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.released_sizes import sizes_of
+from tests.toy_fractal import fractal_config
 
 GOLDEN = Path(__file__).parent / "golden" / "fractal"
 CASES = ("fractalar_tiny", "fractalmar_tiny")
@@ -72,6 +73,45 @@ def test_released_generators(name):
     for section in ("schedule", "backbone", "head", "objective", "sampling"):
         for field, value in read_again[section].items():
             assert value == config[section].get(field, defaults.get(field)), (section, field)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "iterations", "conditions", "colour"),
+    [
+        ((8, 2, 1), (3, 0), 5, False),
+        ((8, 2, 1), (3, 0), 2, False),
+        ((8, 2, 1), (0, 2), 1, True),
+        ((8, 2, 1), (4, 3), 3, True),
+        ((16,), (), 1, False),
+    ],
+)
+def test_levels_of_any_kind_are_read_from_shapes(sizes, iterations, conditions, colour):
+    """Sizes, conditions and kinds of levels, where the last level is not like the first."""
+    if not iterations:
+        sizes, iterations = (16, 4, 2, 1), (5, 0, 0)
+    count = len(iterations)
+    config = fractal_config(
+        sizes,
+        iterations,
+        channels=3,
+        values=16,
+        backbone=dict(
+            conditions=conditions,
+            colour=colour,
+            widths=(16, 8, 8)[:count],
+            depths=(2, 1, 1)[:count],
+            heads=(2, 2, 1)[:count],
+            mlp_hidden=(48, 32, 24)[:count],
+        ),
+    )
+    part = fractal.generator_part(config)
+    shapes = release_shapes(part, empty_params(config, "generator"))
+    said = {"heads": config["backbone"]["heads"], "head.heads": 2, "iterations": iterations}
+    found = fractal.generator(shapes, said).section
+    assert found["schedule"] == config["schedule"]
+    for field in ("widths", "depths", "heads", "mlp_hidden", "conditions", "colour", "values"):
+        assert found["backbone"][field] == config["backbone"][field], field
+    assert found["head"]["width"] == config["head"]["width"]
 
 
 def test_files_there_and_back(tiny, tmp_path):

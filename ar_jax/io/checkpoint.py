@@ -148,9 +148,10 @@ def load_tree(
         DamagedCheckpoint: arrays that are not what was saved; names them.
     """
     target = epath.Path(path).absolute()
-    if target.is_dir() and not any(target.iterdir()) and not jax.tree.leaves(abstract):
+    empty = target.is_dir() and not any(target.iterdir())
+    if empty and not jax.tree.leaves(abstract):
         return {}
-    if not target.exists() or not ocp.is_orbax_checkpoint(target):
+    if empty or not target.exists() or not ocp.is_orbax_checkpoint(target):
         raise ValueError(f"{path} holds no saved parameters")
     tree = _load(target, None, abstract, sharding)
     _check_values(target, tree)
