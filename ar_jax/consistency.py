@@ -21,6 +21,7 @@ from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.heads.bitwise import BitwiseHead
 from ar_jax.heads.categorical import CategoricalHead
 from ar_jax.heads.diffusion import DiffusionHead
+from ar_jax.nn.conv import SPARE_GROUPS
 from ar_jax.nn.diffusion import respace
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
@@ -242,10 +243,10 @@ def check_levels(autoencoder: Autoencoder) -> None:
 def check_groups(autoencoder: Autoencoder | PooledAutoencoder) -> None:
     """config.tokenizer.autoencoder: group norms of the first level, and so of all, are even."""
     groups, channels = autoencoder.groups, autoencoder.channels
-    if groups < 1 or channels % groups:
+    if groups < 1 or (channels % groups and channels % SPARE_GROUPS):
         raise ValueError(
             f"tokenizer.autoencoder.groups is {groups}, which does not divide "
-            f"tokenizer.autoencoder.channels {channels}"
+            f"tokenizer.autoencoder.channels {channels}, and nor does {SPARE_GROUPS}"
         )
 
 
