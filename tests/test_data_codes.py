@@ -230,3 +230,26 @@ def test_codes_beyond_the_vocabulary_are_damage(tmp_path):
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"vocabulary_size": 100}))
     with pytest.raises(UnreadableItem, match=r"00001.arrayrecord record 2: .*vocabulary_size=100"):
         open_source(f"codes:{tmp_path}", "train")[10]
+
+
+def test_bits_are_kept_eight_a_byte(tmp_path):
+    """Of 14 codes of 5 bits, 70 bits in 9 bytes; what comes back is int8."""
+    bits = np.random.default_rng(0).integers(0, 2, (25, 2, 14, 5))
+    fields = FIELDS | {"vocabulary_size": 0, "bits": 5, "shard_size": 8}
+    with CodesWriter(tmp_path / "train", "train", **fields) as writer:
+        writer.write(bits, np.arange(25) % 3)
+        with pytest.raises(ValueError, match=r"codes span 0..2, outside the bits 0 and 1"):
+            writer.write(2 * bits[:1], np.zeros(1, int))
+    source = open_source(f"codes:{tmp_path}", "train")
+    assert isinstance(source, CodesSource)
+    assert (source.bits, source.width, source.vocabulary_size) == (5, 0, 0)
+    for i in range(25):
+        item = source[i]
+        assert item["codes"].dtype == np.int8
+        np.testing.assert_array_equal(item["codes"], bits[i, 0])
+    draws = [source.fetch(5, np.random.default_rng(seed))["codes"] for seed in range(8)]
+    assert any(np.array_equal(draw, bits[5, 1]) for draw in draws)
+    record = ArrayRecordDataSource([str(tmp_path / "train" / "codes-00001.arrayrecord")])[2]
+    assert len(record) == 4 + 2 * 9 and record[4:13] == np.packbits(bits[10, 0]).tobytes()
+    with pytest.raises(ValueError, match="vocabulary_size=256 with bits=5: codes are integers"):
+        CodesWriter(tmp_path / "b", "train", **FIELDS, bits=5)

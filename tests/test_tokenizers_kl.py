@@ -161,7 +161,7 @@ def test_floats_on_disk(tmp_path):
 
 
 def test_what_does_not_fit_is_not_written(tmp_path):
-    with pytest.raises(ValueError, match="integers or floats"):
+    with pytest.raises(ValueError, match="integers, floats or bits"):
         CodesWriter(tmp_path / "a", "train", vocabulary_size=5, width=4, **META)
     writer = CodesWriter(tmp_path / "b", "train", vocabulary_size=0, width=4, **META)
     for codes, words in (

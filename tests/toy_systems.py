@@ -30,7 +30,8 @@ AUTOENCODER = dict(
 
 def toy_config(name: str, *, vocab_size: int = 8, **changes: Any) -> dict[str, Any]:
     """The config of a system: 'next_scale' (VAR's layers), 'raster' (LlamaGen's), 'random' (RAR's),
-    'instructed' (RandAR's), 'two_pass' (ARPG's).
+    'instructed' (RandAR's), 'two_pass' (ARPG's), 'bitwise' (Infinity's; its codes have as many bits
+    as the autoencoder's code_width).
 
     ``changes`` are dictionaries that update the section of their name.
     """
@@ -59,6 +60,21 @@ def toy_config(name: str, *, vocab_size: int = 8, **changes: Any) -> dict[str, A
             attention_bias="qv",
             activation="gelu_tanh",
             mlp_bias=True,
+        )
+    elif name == "bitwise":
+        scales = (1, 2, 4)
+        bits = changes.get("autoencoder", {}).get("code_width", AUTOENCODER["code_width"])
+        config |= dict(
+            tokenizer=dict(name="multiscale_bitwise", scales=scales),
+            schedule=dict(name="next_scale", scales=scales),
+            head=dict(name="bitwise", bits=bits, bias=True, init_std=0.5),
+        )
+        backbone |= dict(
+            name="cross_decoder",
+            caption_length=2,
+            caption_features=6,
+            pool_heads=2,
+            feature_width=bits,
         )
     elif name == "random":
         config |= dict(
@@ -142,9 +158,11 @@ def loud_params(init: Any, seed: int = 0) -> dict[str, Any]:
 
 
 def toy_codes(system: System, batch: int, seed: int = 0) -> jax.Array:
-    """Random codes int32 [B, L]."""
-    shape = (batch, system.schedule.length)
+    """Random codes int32 [B, L], or int8 [B, L, bits]."""
+    shape = (batch, *system.tokenizer.codes_shape)
     rng = np.random.default_rng(seed)
+    if system.tokenizer.bits:
+        return jnp.asarray(rng.integers(0, 2, shape), jnp.int8)
     return jnp.asarray(rng.integers(0, system.tokenizer.codebook_size, shape), jnp.int32)
 
 

@@ -39,9 +39,15 @@ def conv(
     )
 
 
-def group_norm(groups: int, *, name: str) -> nn.GroupNorm:
+# Of group norms whose channels the groups asked for do not divide (Infinity).
+SPARE_GROUPS = 24
+
+
+def group_norm(x: Array, groups: int, *, name: str) -> Array:
     """Affine group norm, float32, epsilon 1e-6 as in every VQGAN."""
-    return nn.GroupNorm(groups, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name=name)
+    count = SPARE_GROUPS if x.shape[-1] % groups else groups
+    fields: dict[str, Any] = dict(epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32)
+    return nn.GroupNorm(count, **fields, name=name)(x)
 
 
 class ResidualBlock(nn.Module, kw_only=True):
@@ -53,9 +59,9 @@ class ResidualBlock(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        h = jax.nn.silu(group_norm(self.groups, name="norm1")(x))
+        h = jax.nn.silu(group_norm(x, self.groups, name="norm1"))
         h = conv(self.features, dtype=self.dtype, name="conv1")(h)
-        h = jax.nn.silu(group_norm(self.groups, name="norm2")(h))
+        h = jax.nn.silu(group_norm(h, self.groups, name="norm2"))
         h = conv(self.features, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = conv(self.features, size=1, dtype=self.dtype, name="shortcut")(x)
@@ -71,7 +77,7 @@ class AttentionBlock(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
-        h = group_norm(self.groups, name="norm")(x)
+        h = group_norm(x, self.groups, name="norm")
         q, k, v = (
             conv(channels, size=1, dtype=self.dtype, name=name)(h).reshape(
                 batch, height * width, 1, channels
@@ -93,7 +99,7 @@ class Encoder(nn.Module, kw_only=True):
         attention_levels: numbers of the levels; None: the last one.
         middle: residual blocks after the last level, with attention between the first two.
         patch: the images are first folded into patches of this side (1 in every release).
-        groups: groups of every group norm.
+        groups: groups of every group norm, see `group_norm`.
     """
 
     latent: int
@@ -131,7 +137,7 @@ class Encoder(nn.Module, kw_only=True):
                 )(x)
         if self.middle:
             x = _middle(x, self.attention, common)
-        x = jax.nn.silu(group_norm(self.groups, name="norm_out")(x))
+        x = jax.nn.silu(group_norm(x, self.groups, name="norm_out"))
         x = conv(self.latent, dtype=self.dtype, name="conv_out")(x)
         return x.astype(jnp.float32)
 
@@ -170,7 +176,7 @@ class Decoder(nn.Module, kw_only=True):
             if level > 0:
                 x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest neighbour
                 x = conv(features, dtype=self.dtype, name=f"level{level}_up")(x)
-        x = jax.nn.silu(group_norm(self.groups, name="norm_out")(x))
+        x = jax.nn.silu(group_norm(x, self.groups, name="norm_out"))
         x = conv(self.image_channels * self.patch**2, dtype=self.dtype, name="conv_out")(x)
         return unfold(x, self.patch).astype(jnp.float32)
 

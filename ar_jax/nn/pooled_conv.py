@@ -47,9 +47,9 @@ class PlainResidualBlock(nn.Module, kw_only=True):
         def plain(size: int, name: str) -> nn.Conv:
             return conv(self.features, size=size, bias=False, dtype=self.dtype, name=name)
 
-        h = jax.nn.silu(group_norm(self.groups, name="norm1")(x))
+        h = jax.nn.silu(group_norm(x, self.groups, name="norm1"))
         h = plain(3, "conv1")(h)
-        h = jax.nn.silu(group_norm(self.groups, name="norm2")(h))
+        h = jax.nn.silu(group_norm(h, self.groups, name="norm2"))
         h = plain(3, "conv2")(h)
         return h + (x if x.shape[-1] == self.features else plain(1, "shortcut")(h))
 
@@ -84,7 +84,7 @@ class PooledEncoder(nn.Module, kw_only=True):
                 name = f"level{level}_block{i}"
                 x = PlainResidualBlock(features=features, name=name, **common)(x)
         x = _middle(x, self.blocks, common)
-        x = jax.nn.silu(group_norm(self.groups, name="norm_out")(x))
+        x = jax.nn.silu(group_norm(x, self.groups, name="norm_out"))
         x = conv(self.latent, size=1, bias=True, dtype=self.dtype, name="conv_out")(x)
         return x.astype(jnp.float32)
 
@@ -116,7 +116,7 @@ class PooledDecoder(nn.Module, kw_only=True):
                 x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest neighbour
                 name = f"level{level}_up"
                 x = conv(widths[level], size=3, bias=True, dtype=self.dtype, name=name)(x)
-        x = jax.nn.silu(group_norm(self.groups, name="norm_out")(x))
+        x = jax.nn.silu(group_norm(x, self.groups, name="norm_out"))
         x = conv(self.image_channels, size=3, bias=True, dtype=self.dtype, name="conv_out")(x)
         return x.astype(jnp.float32)
 

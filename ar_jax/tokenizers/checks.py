@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ar_jax.nn.conv import SPARE_GROUPS
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
 from ar_jax.tokenizers.contract import Quantizer
@@ -119,10 +120,10 @@ def check_levels(autoencoder: Autoencoder) -> None:
 def check_groups(autoencoder: Autoencoder | PooledAutoencoder) -> None:
     """config.tokenizer.autoencoder: group norms of the first level, and so of all, are even."""
     groups, channels = autoencoder.groups, autoencoder.channels
-    if groups < 1 or channels % groups:
+    if groups < 1 or (channels % groups and channels % SPARE_GROUPS):
         raise ValueError(
             f"tokenizer.autoencoder.groups is {groups}, which does not divide "
-            f"tokenizer.autoencoder.channels {channels}"
+            f"tokenizer.autoencoder.channels {channels}, and nor does {SPARE_GROUPS}"
         )
 
 

@@ -76,11 +76,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         name="likelihood", label_dropout=0.1, bit_flips=0.1, balance_scales=True
     )
     config.sampling = dict(
-        temperature=1.0,
+        temperature=0.7,
         top_k=0,
         top_p=0.0,
         min_p=0.0,
-        guidance=dict(scale=3.0, kind="linear"),
+        guidance=dict(scale=3.0, kind="constant"),
     )
     config.train = dict(
         steps=4_000,
