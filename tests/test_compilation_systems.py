@@ -127,6 +127,25 @@ def test_masked_codes_are_lowered(config, four_devices, lowered):
     np.testing.assert_allclose(twice, 2 * sampled["flops"], rtol=1e-6)
 
 
+@pytest.mark.slow  # lowers for TPUs
+@pytest.mark.parametrize("name", ["xar", "flowar"])
+def test_flows_are_lowered(name, four_devices, lowered):
+    """A step, a guided sampler and a decoder; twice the evaluations take less than twice the FLOPs.
+
+    Beside them a pass of every clean cell but the last, or one of the decoder.
+    """
+    config = smoke_config(name)
+    assert ahead.compile_train_step(config, "v5e:2x2", batch_size=8)["flops"] > 0
+    (_, _, batch, _), _ = lowered[-1].args_info
+    assert batch["codes"].shape == (8, 49, 8)
+    sampled = ahead.compile_sampler(config, "v5e:2x2", batch_size=8)
+    assert sampled["guided"] and sampled["attention"] == "xla (cached)"
+    assert ahead.compile_decoder(config, "v5e:2x2", batch_size=8)["flops"] > 0
+    config.head.sampling_steps *= 2
+    twice = ahead.compile_sampler(config, "v5e:2x2", batch_size=8)["flops"]
+    assert 1.2 < twice / sampled["flops"] < 2
+
+
 def test_what_is_searched_for_each_system(four_devices, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda package: "1.0")  # libtpu is optional
     remats, tensors, settings = searched("tokenizer_kl", "train")

@@ -170,7 +170,8 @@ def compile_sampler(
         jax.eval_shape(countable, jax.random.key(0))
         draw = functools.partial(UNCACHED[type(sampler)], made[-1].system, **lower.keywords)
         flops = products.count_products(draw, *arguments)
-        rule, attention = products.CALL_RULE, target.config.attention
+        cached = isinstance(sampler, FlowSampler)
+        rule, attention = products.CALL_RULE, "xla (cached)" if cached else target.config.attention
     found = report(target, compiled, trained, sample_phase, flops, rule)
     return found | {"guided": guided, "attention": attention}
 
