@@ -164,8 +164,9 @@ def compile_sampler(
         flops = figures.model_flops(trained, sampler.system, rows, passes=passes)
         rule, attention = figures.FLOPS_RULE, "xla (cached)"
     else:
-        counted: Any = _countable(target)
-        draw = functools.partial(UNCACHED[type(sampler)], counted.system, **lower.keywords)
+        backbone = sampler.system.backbone.clone(attention="xla")  # a kernel hides its products
+        counted = dataclasses.replace(sampler.system, backbone=backbone)
+        draw = functools.partial(UNCACHED[type(sampler)], counted, **lower.keywords)
         flops = products.count_products(draw, *arguments)
         rule, attention = products.CALL_RULE, target.config.attention
     found = report(target, compiled, trained, sample_phase, flops, rule)
