@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from ar_jax.api import Params
+from ar_jax.backbones.cross_decoder import CrossDecoder
+from ar_jax.backbones.decoder import Decoder
 from ar_jax.build import (
     build_objective,
     build_sampling,
@@ -144,9 +146,9 @@ def compile_sampler(
     knobs, guidance = build_sampling(target.config)
     made: list[Any] = []
 
-    def unstacked(key: jax.Array, objective: Any = target.objective) -> Any:
-        params = {"tokenizer": init_tokenizer(system, key), **objective.init(key)}
-        made.append(create_sampler(objective.system, params))
+    def unstacked(key: jax.Array) -> Any:
+        params = {"tokenizer": init_tokenizer(system, key), **target.objective.init(key)}
+        made.append(create_sampler(system, params))
         return made[-1].params
 
     params = placed(jax.eval_shape(unstacked, jax.random.key(0)), mesh)
@@ -166,9 +168,9 @@ def compile_sampler(
         flops = figures.model_flops(trained, sampler.system, rows, passes=passes)
         rule, attention = figures.FLOPS_RULE, "xla (cached)"
     else:
-        countable = functools.partial(unstacked, objective=_countable(target))
-        jax.eval_shape(countable, jax.random.key(0))
-        draw = functools.partial(UNCACHED[type(sampler)], made[-1].system, **lower.keywords)
+        backbone = sampler.system.backbone.clone(attention="xla")  # a kernel hides its products
+        counted = dataclasses.replace(sampler.system, backbone=backbone)
+        draw = functools.partial(UNCACHED[type(sampler)], counted, **lower.keywords)
         flops = products.count_products(draw, *arguments)
         cached = isinstance(sampler, FlowSampler)
         rule, attention = products.CALL_RULE, "xla (cached)" if cached else target.config.attention
@@ -228,7 +230,8 @@ def batch_shapes(objective: Any, rows: int, inputs: str) -> dict[str, jax.ShapeD
 def _train_flops(target: Target, params: Any) -> tuple[float, str]:
     """(FLOPs of a step over all chips, how they are counted)."""
     objective, tokenizer = target.objective, trains_tokenizer(target.config)
-    if not tokenizer and sampler_of(objective.system) is CachedSampler:
+    plain = not tokenizer and isinstance(objective.system.backbone, Decoder | CrossDecoder)
+    if plain and sampler_of(objective.system) is CachedSampler:
         flops = figures.model_flops(params, objective.system, target.rows)
         return flops, figures.FLOPS_RULE
     counted = _countable(target)
