@@ -41,7 +41,7 @@ def test_draws():
     assert np.abs(each).max() < 0.1  # every step has its own
 
 
-@pytest.mark.parametrize("by_step", [False, True])
+@pytest.mark.parametrize("by_step", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_loss_is_the_error_of_the_velocity(by_step):
     """Codes count where the schedule has them; each alike, or each step."""
     objective = FlowMatching(system=SYSTEM, by_step=by_step)

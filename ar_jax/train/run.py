@@ -16,6 +16,7 @@ from ar_jax.build import (
     trains_tokenizer,
 )
 from ar_jax.data import CodesSource, Data, SkipUnreadable, from_config, open_source
+from ar_jax.evaluation.cache import step_sizes
 from ar_jax.io.checkpoint import (
     PARAMS,
     TOKENIZER,
@@ -159,7 +160,7 @@ def check_codes(config: Any, system: Any, tokenizer: Params) -> None:
     for split in ("train", "test") if config["data"]["source"].startswith("codes:") else ():
         source = open_source(config["data"]["source"], split)
         assert isinstance(source, CodesSource)
-        sizes, tokens = system.schedule.stored_sizes, system.tokenizer
+        sizes, tokens = step_sizes(system.tokenizer), system.tokenizer
         width = tokens.encoding_shape[1] if tokens.codebook_size is None else 0
         if source.sizes != sizes:
             raise ValueError(
