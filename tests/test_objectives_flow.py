@@ -85,6 +85,7 @@ def test_padding_rows_do_not_count():
     np.testing.assert_allclose(other, loss, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropped_labels_are_null():
     """All dropped in training: nothing flows into the classes but into the null one."""
     objective = FlowMatching(system=SYSTEM, label_dropout=1.0)
