@@ -130,6 +130,7 @@ def test_guided_euler_by_hand():
     np.testing.assert_array_equal(sampler.decode(codes), drawn.images)
 
 
+@pytest.mark.slow  # test_sampling_flow.py has xAR's
 def test_what_is_kept_is_kept_bit_for_bit_by_one_program():
     sampler, keys = create_sampler(SYSTEM, PARAMS), image_keys(0, 0, BATCH)
     images = jnp.asarray(RNG.uniform(-1, 1, (BATCH, 8, 8, 1)), jnp.float32)

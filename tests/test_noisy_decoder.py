@@ -33,7 +33,7 @@ def rows_of(system: Any, batch: int = 2) -> tuple[jax.Array, jax.Array]:
     return codes, jnp.asarray(RNG.random((batch, schedule.num_steps)), jnp.float32)
 
 
-@pytest.mark.parametrize("name", ["cell", "ragged"])
+@pytest.mark.parametrize("name", [pytest.param("cell", marks=pytest.mark.slow), "ragged"])
 def test_a_step_sees_itself_and_those_before(name):
     """Codes and times of a step move its own rows and all later ones, and no earlier one."""
     system, params = flow_system(**ENTITIES[name])
@@ -58,7 +58,10 @@ def test_a_step_sees_itself_and_those_before(name):
             np.testing.assert_array_equal(still, step_id < step)
 
 
-@pytest.mark.parametrize("name", [*ENTITIES])
+@pytest.mark.parametrize(
+    "name",
+    ["cell", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ragged", "token", "scale"))],
+)
 def test_cached_steps_are_the_uncached_ones(name):
     """Step after step from a cache, of other rows before its own ones; traced where sizes allow."""
     system, params = flow_system(**ENTITIES[name])

@@ -41,7 +41,7 @@ def test_draws():
     assert np.abs(each).max() < 0.1  # every step has its own
 
 
-@pytest.mark.parametrize("by_step", [False, True])
+@pytest.mark.parametrize("by_step", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_loss_is_the_error_of_the_velocity(by_step):
     """Codes count where the schedule has them; each alike, or each step."""
     objective = FlowMatching(system=SYSTEM, by_step=by_step)
@@ -85,6 +85,7 @@ def test_padding_rows_do_not_count():
     np.testing.assert_allclose(other, loss, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropped_labels_are_null():
     """All dropped in training: nothing flows into the classes but into the null one."""
     objective = FlowMatching(system=SYSTEM, label_dropout=1.0)

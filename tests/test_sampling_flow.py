@@ -212,7 +212,9 @@ def covariance(forgets: bool, sampler: str) -> np.ndarray:
 EXPECTED = np.where(np.eye(LENGTH, dtype=bool), 1.0, CORRELATION)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "euler_maruyama"])
+@pytest.mark.parametrize(
+    "sampler", [pytest.param("euler", marks=pytest.mark.slow), "euler_maruyama"]
+)
 def test_what_is_drawn_has_the_joint_law(sampler):
     np.testing.assert_allclose(covariance(False, sampler), EXPECTED, atol=0.06)
 

@@ -104,8 +104,11 @@ def cache_codes(
 
 
 def step_sizes(tokenizer: AnyTokenizer) -> tuple[int, ...]:
-    """Codes of every step: a scale each, or one by one where there is a single grid."""
-    cells = tuple(rows * columns for rows, columns in tokenizer.grids)
+    """Codes of every step: a scale each, or one by one where there is a single grid.
+
+    Of latents the finest scale is kept, which has all others in it.
+    """
+    cells = tuple(rows * columns for rows, columns in tokenizer.trained.grids)
     return cells if len(cells) > 1 else (1,) * cells[0]
 
 

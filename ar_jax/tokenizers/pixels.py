@@ -30,6 +30,11 @@ class PixelTokenizer(nn.Module, kw_only=True):
     codes_dtype = jnp.int32
 
     @property
+    def trained(self) -> PixelTokenizer:
+        """What is trained before there are codes: nothing."""
+        return self
+
+    @property
     def grids(self) -> tuple[Grid, ...]:
         """The one grid of codes: the image's own."""
         return ((self.image_size, self.image_size),)

@@ -16,7 +16,7 @@ from ar_jax.build import (
     trains_tokenizer,
 )
 from ar_jax.data import CodesSource, Data, SkipUnreadable, from_config, open_source
-from ar_jax.evaluation.cache import kind_of_codes
+from ar_jax.evaluation.cache import kind_of_codes, step_sizes
 from ar_jax.io.checkpoint import (
     PARAMS,
     TOKENIZER,
@@ -162,7 +162,7 @@ def check_codes(config: Any, system: Any, tokenizer: Params) -> None:
     for split in ("train", "test") if config["data"]["source"].startswith("codes:") else ():
         source = open_source(config["data"]["source"], split)
         assert isinstance(source, CodesSource)
-        sizes, tokens = system.schedule.stored_sizes, system.tokenizer
+        sizes, tokens = step_sizes(system.tokenizer), system.tokenizer
         kind = kind_of_codes(tokens)
         if source.sizes != sizes:
             raise ValueError(

@@ -3,10 +3,10 @@
     python experiments/train.py --config=configs/fashion_mnist/xar.py --workdir=runs/xar \
         --config.tokenizer_checkpoint=runs/tokenizer_kl
 
-Arguments (``--config=...py:ARG``): none, about an hour on 2 CPU cores; ``demo``, about three
-minutes; ``smoke``, seconds. Each needs the tokenizer of the same argument. With cached codes
-(experiments/cache_codes.py) add ``--config.data.source=codes:DIR``. Other entities than cells:
-``--config.schedule.entity=subsample``, ``token`` or ``image``, the latter two with
+Arguments (``--config=...py:ARG``): none, 10,000 steps, not yet run; ``demo``, 1,000 steps of a
+smaller network; ``smoke``, seconds. Each needs the tokenizer of the same argument. With cached
+codes (experiments/cache_codes.py) add ``--config.data.source=codes:DIR``. Other entities than
+cells: ``--config.schedule.entity=subsample``, ``token`` or ``image``, the latter two with
 ``--config.schedule.parts=1``.
 """
 
