@@ -16,7 +16,6 @@ Options, beside the fields that the tensors say and those of MAR's tokenizer:
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +26,7 @@ from ar_jax.backbones.noisy_decoder import rotations
 from ar_jax.convert import mar
 from ar_jax.convert.part import Buffer, Part, agree, find_state_dict, shape_of
 from ar_jax.convert.places import Places, Tensors, dense, fused, fused_bias, reshaped, same
+from ar_jax.convert.vit import count_of, heads_of, linear
 from ar_jax.convert.vqgan import Shapes
 from ar_jax.entities import next_entity
 from ar_jax.nn.splash import visible_rows
@@ -57,7 +57,7 @@ def generator(shapes: Shapes, options: Mapping[str, Any], _: Tensors | None = No
             f"'decoder_embed.weight' is {second}, but both halves have the width {width} of "
             "'encoder_pos_embed_learned': one condition serves both"
         )
-    depths = [_count(shapes, f"{half}_blocks.{{}}.attn.qkv.weight") for half in HALVES]
+    depths = [count_of(shapes, f"{half}_blocks.{{}}.attn.qkv.weight") for half in HALVES]
     steps, guidance = SIZES.get((depths[0], width), (0, 50, 1.0))[1:]
     hidden = shape_of(shapes, "encoder_blocks.0.mlp.fc2.weight")[1]
     backbone = dict(
@@ -114,9 +114,9 @@ def generator_part(config: Mapping[str, Any]) -> Part:
         "encoder_pos_embed_learned": _table("encoder_position", width),
         "decoder_pos_embed_learned": _table("decoder_position", width),
         "class_emb.weight": same("backbone/condition/class_embed/embedding"),
-        **_linear("time_embed.mlp.0", "backbone/time/in_embed"),
-        **_linear("time_embed.mlp.2", "backbone/time/out_embed"),
-        **_linear("z_proj", "backbone/token_embed"),
+        **linear("time_embed.mlp.0", "backbone/time/in_embed"),
+        **linear("time_embed.mlp.2", "backbone/time/out_embed"),
+        **linear("z_proj", "backbone/token_embed"),
         "z_proj_ln.weight": same("backbone/encoder_input_norm/scale"),
     }
     made = next_entity(**{name: schedule[name] for name in schedule if name != "name"})
@@ -134,8 +134,8 @@ def generator_part(config: Mapping[str, Any]) -> Part:
             places |= _block(key, f"backbone/{half}", width, backbone[heads], layer)
             buffers |= _rotations(f"{key}.attn.rope", made, head_width)
         places[f"{half}_norm.weight"] = same(f"backbone/{half}_norm/scale")
-    places |= _linear("decoder_embed", "backbone/decoder_embed")
-    places |= _linear("pred", "head/output")
+    places |= linear("decoder_embed", "backbone/decoder_embed")
+    places |= linear("pred", "head/output")
     sections = ("schedule", "backbone", "head", "objective", "sampling")
     return Part(
         section={name: config[name] for name in sections if name in config},
@@ -154,9 +154,9 @@ def _block(key: str, stack: str, width: int, heads: int, layer: int) -> Places:
         f"{key}.attn.qkv.bias": fused_bias(attention, (heads, head_width), layer),
         f"{key}.attn.proj.weight": dense(f"{attention}/out/kernel", out, 2, layer),
         f"{key}.attn.proj.bias": same(f"{attention}/out/bias", layer),
-        **_linear(f"{key}.mlp.fc1_g", f"{root}/mlp/gate", layer),
-        **_linear(f"{key}.mlp.fc1_x", f"{root}/mlp/up", layer),
-        **_linear(f"{key}.mlp.fc2", f"{root}/mlp/down", layer),
+        **linear(f"{key}.mlp.fc1_g", f"{root}/mlp/gate", layer),
+        **linear(f"{key}.mlp.fc1_x", f"{root}/mlp/up", layer),
+        **linear(f"{key}.mlp.fc2", f"{root}/mlp/down", layer),
         f"{key}.ada_lin.1.weight": dense(f"{modulation}/kernel", (width, 6, width), layer=layer),
         f"{key}.ada_lin.1.bias": reshaped(f"{modulation}/bias", (6, width), (-1,), layer),
     }
@@ -189,27 +189,9 @@ def _table(name: str, width: int) -> Any:
     return reshaped(f"backbone/{name}", (-1, width), (1, -1, width))
 
 
-def _linear(key: str, ours: str, layer: int | None = None) -> Places:
-    weight = dense(f"{ours}/kernel", layer=layer)
-    return {f"{key}.weight": weight, f"{key}.bias": same(f"{ours}/bias", layer)}
-
-
 def _heads(shapes: Shapes, half: str, size: tuple[int, int], options: Mapping[str, Any]) -> int:
     """What the width of the rotations says, or an official size, or the option."""
     key, (_, name) = f"{half}_blocks.0.attn.rope.freqs_cos", HALVES[half]
     if key in shapes:
         return agree(name, size[1] // shapes[key][1], options, key)
-    if name not in options and size not in SIZES:
-        flag = "--heads=N" if name == "heads" else f"--option={name}=N"
-        raise ValueError(
-            f"{size[0]} blocks of width {size[1]} are no official size, and there is no {key!r} to "
-            f"say {name}, the number of heads: give it with {flag}"
-        )
-    return options.get(name, SIZES.get(size, (0,))[0])
-
-
-def _count(shapes: Shapes, pattern: str) -> int:
-    found = next(i for i in itertools.count() if pattern.format(i) not in shapes)
-    if not found:
-        raise ValueError(f"tensor {pattern.format(0)!r} is missing")
-    return found
+    return heads_of(name, size, {known: heads for known, (heads, *_) in SIZES.items()}, options)
