@@ -135,7 +135,7 @@ class Likelihood:
             smoothing = self.label_smoothing if train else 0.0
             loss = system.head.loss(logits, codes, label_smoothing=smoothing)
             if train and self.balance_scales:
-                loss = loss * jnp.asarray(scale_weights(system.schedule))
+                loss = loss * jnp.asarray(scale_weights(system.schedule))[None]
             correct = system.head.correct(logits, codes)
             metrics = {"nll": weighted_mean(nll, mask), "accuracy": weighted_mean(correct, mask)}
             if train and system.schedule.random:
