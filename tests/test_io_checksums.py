@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ar_jax.io.checksums import find_change, tree_checksums
-from ar_jax.parallel.mesh import make_mesh
+from ar_jax.parallel.mesh import make_mesh, use_mesh
 from tests.quick_compilation import quick_compilation  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -62,6 +62,14 @@ def test_all_leaves_of_a_tree_are_named():
         "params/b/1": ["float32", 0],
         "state/host": ["float32", reference(tree["state"]["host"])],
     }
+
+
+def test_a_mesh_around_the_call_changes_nothing():
+    """Of arrays on one device or on none, as parameters are that were loaded or converted."""
+    tree = {"one": jax.device_put(jnp.arange(6.0), jax.devices()[3]), "none": np.ones(4, np.int8)}
+    sums = tree_checksums(tree)
+    with use_mesh(make_mesh(data=2, fsdp=4)):
+        assert tree_checksums(tree) == sums
 
 
 def test_every_flipped_bit_is_seen():

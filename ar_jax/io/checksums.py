@@ -43,12 +43,14 @@ def tree_checksums(tree: Any) -> Checksums:
         devices = leaf.sharding.device_set if isinstance(leaf, jax.Array) else ()
         together.setdefault(frozenset(devices), []).append(name)
     totals: dict[str, int] = {}
-    for name in together.pop(frozenset(), ()):
-        totals[name] = int(jax.device_get(_checksum(leaves[name])))
     for names in together.values():
         arrays: list[Any] = [leaves[name] for name in names]
         whole = _whole(arrays)
-        sums: Any = _program(whole)(arrays) if whole else [_checksum(leaf) for leaf in arrays]
+        if whole:
+            sums: Any = _program(whole)(arrays)
+        else:
+            with jax.set_mesh(None):  # that around the call is not where these lie
+                sums = [jax.device_get(_checksum(leaf)) for leaf in arrays]
         found = jax.device_get(sums)
         totals |= {name: int(total) for name, total in zip(names, found, strict=True)}
     return {name: [str(leaf.dtype), totals[name]] for name, leaf in leaves.items()}
@@ -72,7 +74,8 @@ def find_change(saved: Mapping[str, Any], loaded: Checksums) -> str | None:
 
 def _whole(leaves: Sequence[Array]) -> NamedSharding | None:
     """Where every process can read a result: on all devices of the mesh, if there is one."""
-    places = [leaf.sharding for leaf in leaves if isinstance(leaf.sharding, NamedSharding)]
+    shardings = [leaf.sharding for leaf in leaves if isinstance(leaf, jax.Array)]
+    places = [sharding for sharding in shardings if isinstance(sharding, NamedSharding)]
     return NamedSharding(places[0].mesh, PartitionSpec()) if places else None
 
 
