@@ -137,6 +137,7 @@ def test_samples_follow_the_joint(broken):
     assert (p < 1e-6) if broken else (p > 1e-3)
 
 
+@pytest.mark.slow  # two samplers
 def test_guidance_between_blocks(toy):
     """The last block's mixed state is that of both conditions; no other is scale 1's."""
     rows = jnp.asarray(np.random.default_rng(0).standard_normal((4, 1, 2)), jnp.float32)
@@ -159,6 +160,7 @@ def test_guidance_between_blocks(toy):
         other(cond, keys, guidance=Guidance(scale=4.0, layers=(-1,)))
 
 
+@pytest.mark.slow  # programs of every kind of edit
 def test_kept_bits_stay_and_noise_gives_an_image_again(toy):
     sampler, cond, keys = CachedSampler.create(*toy), toy_labels(BATCH), image_keys(1, 0, BATCH)
     image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (BATCH, 8, 8, 1)), jnp.float32)

@@ -197,6 +197,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow  # compiles four times
 @NEEDS_COMPILER
 def test_a_search_compiles_and_resumes(tmp_path):
     out = tmp_path / "search.json"

@@ -58,6 +58,7 @@ def test_slices_of_a_target(target, slices):
     assert read_transfer("recv(%after), is_host_transfer=true") is None
 
 
+@pytest.mark.slow
 @NEEDS_COMPILER
 def test_a_train_step_compiles_for_two_slices(tmp_path):
     command = [sys.executable, "experiments/compile_ahead.py", "--topology=v5e:2x2", "--slices=2"]

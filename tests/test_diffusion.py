@@ -154,6 +154,7 @@ def head_samples(trained, scale: float = 1.0, temperature: float = 1.0):
     return np.asarray(run(rows, null)).reshape(2, 4000, 2)
 
 
+@pytest.mark.slow  # trains
 def test_a_trained_head_samples_what_it_saw(trained):
     *_, mean, std = trained
     drawn = head_samples(trained)

@@ -101,6 +101,7 @@ def test_a_group_sees_the_groups_before_and_itself_not(made, monkeypatch):
     assert not is_parallel(system, influence(system, params))
 
 
+@pytest.mark.slow  # a sampler
 def test_every_code_is_the_one_its_logits_and_noise_give(made):
     """Codes of a group are drawn independently, and lie where their cells are."""
     system, params = made

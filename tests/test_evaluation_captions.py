@@ -110,6 +110,7 @@ def test_a_converted_model_draws_for_captions_what_the_official_code_draws(direc
         np.testing.assert_array_equal(file["arr_1"], [0, 1])  # the captions' numbers
 
 
+@pytest.mark.slow  # two generators
 def test_captions_and_classes_do_not_mix(directory, tmp_path):
     out = tmp_path / "samples.png"
     with pytest.raises(ValueError, match="--labels does not go with --captions"):

@@ -105,6 +105,7 @@ def test_codes_of_a_scale_are_denoised_together_and_of_no_other():
     assert change[2] == change.max()
 
 
+@pytest.mark.slow  # a sampler and its steps
 def test_guided_euler_by_hand():
     """Scale after scale from the hidden states of teacher forcing on what was drawn."""
     sampler, keys = create_sampler(SYSTEM, PARAMS), image_keys(0, 0, BATCH)

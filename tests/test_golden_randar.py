@@ -37,6 +37,7 @@ def released() -> dict[str, dict[str, tuple[int, ...]]]:
     return released_shapes("randar")
 
 
+@pytest.mark.slow  # all arrays
 def test_parity(tiny):
     check(parity, tiny)
 

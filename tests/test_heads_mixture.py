@@ -86,6 +86,7 @@ def test_draws_have_the_density():
     assert distance(cold, density(COND._replace(std=0.5 * COND.std))) < 0.012
 
 
+@pytest.mark.slow  # many draws
 def test_guided_draws_have_the_guided_density():
     """p_cond (p_cond / p_null)^(w - 1), the nearer the more candidates."""
     target = density(COND) * (density(COND) / density(NULL)) ** 2

@@ -202,6 +202,7 @@ def training() -> tuple[Likelihood, Any, Any, Any]:
     return Likelihood(system=system, label_dropout=0.0), params, frozen, batch
 
 
+@pytest.mark.slow  # a program an order
 def test_the_loss_of_given_orders(training):
     """Mean nats per code of the permuted codes, in training and in evaluation."""
     objective, params, frozen, batch = training

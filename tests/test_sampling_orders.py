@@ -45,6 +45,7 @@ def test_samples_follow_the_joint_of_their_order(toy, name):
         assert p_value(counts, raster.joint(*SETTINGS[name])) < 1e-9
 
 
+@pytest.mark.slow  # samples of a broken one
 def test_a_broken_sampler_is_found(toy, monkeypatch):
     """One that leaves the codes where they were drawn."""
     monkeypatch.setattr(loop, "to_cells", lambda codes, order: codes)
