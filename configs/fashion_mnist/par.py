@@ -108,7 +108,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.sampling.update(top_p=0.95)
         config.sampling.guidance.update(scale=4.0, kind="constant")
         config.optimizer.name = "adamw"
-        config.train.update(steps=1_500, eval_every=500, preview_every=500, checkpoint_every=500)
+        config.train.update(steps=500, eval_every=250, preview_every=250, checkpoint_every=250)
         config.ema.decay = 0.99
     elif arg == "smoke":
         config.tokenizer.autoencoder.update(channels=16, encoder_blocks=1, decoder_blocks=1)
