@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from ar_jax.heads.categorical import CategoricalHead
-from ar_jax.sampling import loop
+from ar_jax.sampling import loop, step
 from ar_jax.sampling.filters import Knobs, truncate
 from ar_jax.sampling.guidance import Guidance
 from tests.toy_joint import DRAWS, FLATTEN, KNOBS, SETTINGS, Toy, V, p_value
@@ -105,7 +105,7 @@ def filter_first(logits: jax.Array, knobs: Knobs) -> jax.Array:
 def test_a_broken_sampler_is_found(toy, monkeypatch):
     knobs, guidance = SETTINGS["guided and filtered"]
     if toy.system.schedule.name == "raster":
-        monkeypatch.setattr(loop, "truncate", filter_first)
+        monkeypatch.setattr(step, "truncate", filter_first)
     else:
         right = CategoricalHead.guide
         swapped = staticmethod(lambda cond, null, scale: right(null, cond, scale))

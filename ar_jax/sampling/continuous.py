@@ -71,7 +71,7 @@ class ContinuousBatch:
     def __init__(
         self, sampler: CachedSampler, *, slots: int, guided: bool = True, codes_per_call: int = 4
     ) -> None:
-        check_one_by_one(sampler.system, "continuous batching")
+        check_one_by_one(sampler, "continuous batching")
         for name, value in (("slots", slots), ("codes_per_call", codes_per_call)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -104,8 +104,7 @@ class ContinuousBatch:
         knobs.check_unused(("choice_temperature", "confidence"), "codes drawn in a fixed order")
         if not self.guided and bool(np.any(scales != 1.0)):
             raise ValueError("the request has guidance, but guided=False says that none has")
-        factors = knobs.step_temperatures if len(knobs.step_temperatures) else jnp.ones(len(scales))
-        knobs = dataclasses.replace(knobs, step_temperatures=factors)
+        knobs = knobs.spread(len(scales))
         cond = jax.tree.map(jnp.asarray, request.cond)
         inputs = (cond, request.key, knobs, jnp.asarray(scales), jnp.int32(length))
         self._waiting.append((self._submitted, inputs))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -18,6 +19,10 @@ Array = jax.Array
 REMOVED = -jnp.inf
 # What confidence decoding compares codes by; see `ar_jax.sampling.confidence`.
 CONFIDENCES = ("probability", "logit")
+# Knobs that have one value for every step, or none.
+BY_STEP = ("step_temperatures", "step_top_k", "step_top_p")
+# Those of the factor on the temperature that depends on the entropy.
+BY_ENTROPY = ("entropy_gain", "entropy_width", "entropy_floor")
 # Values that keep all, beside the defaults.
 NEUTRAL = {"top_p": (1,)}
 
@@ -30,8 +35,15 @@ class Knobs:
         temperature: divides the logits; 0 is greedy: the largest logit, no noise.
         step_temperatures: factors on it, one for every step of the schedule (of next-scale
             prediction coarse to fine); () is 1 everywhere.
+        entropy_gain, entropy_width, entropy_floor: a, b and c of a further factor for every code,
+            a exp(-H / b) + c, with H the entropy in nats of the distribution that the code is drawn
+            from, guided but not yet filtered (arXiv:2510.09012, whose code has 2.5, 3 and 0.6 and
+            takes H after top-k): sure codes, of flat regions, are drawn warmer than unsure ones.
+            a = 0 and c = 1 is no factor. Codes of bits have an H for every bit.
         top_k: keep the k largest and ties with the k-th; 0 keeps all.
+        step_top_k: in its place one for every step; () is `top_k` everywhere.
         top_p: keep the smallest set of largest probabilities whose sum reaches p; 0 or 1 keeps all.
+        step_top_p: in its place one for every step; () is `top_p` everywhere.
         min_p: keep probabilities of at least this fraction of the largest; 0 keeps all.
         smooth: between scales, mix code vectors by Gumbel-softmax weights in place of drawing one
             (VAR's more_smooth); see `CategoricalHead.soften`. Static: it changes the program.
@@ -42,8 +54,13 @@ class Knobs:
 
     temperature: Array | float = 1.0
     step_temperatures: Array | tuple[float, ...] = ()
+    entropy_gain: Array | float = 0.0
+    entropy_width: Array | float = 1.0
+    entropy_floor: Array | float = 1.0
     top_k: Array | int = 0
+    step_top_k: Array | tuple[int, ...] = ()
     top_p: Array | float = 0.0
+    step_top_p: Array | tuple[float, ...] = ()
     min_p: Array | float = 0.0
     smooth: bool = flax.struct.field(pytree_node=False, default=False)
     choice_temperature: Array | float = 0.0
@@ -51,17 +68,26 @@ class Knobs:
 
     def as_arrays(self) -> Knobs:
         """Checked and typed (float32, int32), so that equal shapes mean one compilation."""
-        for name in ("temperature", "choice_temperature"):
-            if getattr(self, name) < 0:
+        for name in ("temperature", "choice_temperature", "entropy_gain", "entropy_floor"):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"sampling.{name} is {getattr(self, name)}; it must be >= 0")
+        if not self.entropy_width > 0:
+            raise ValueError(f"sampling.entropy_width is {self.entropy_width}; it must be > 0")
         factors = self.step_temperatures
         if any(factor < 0 for factor in factors):
             raise ValueError(f"sampling.step_temperatures is {factors}; they must be >= 0")
         if self.top_k < 0:
             raise ValueError(f"sampling.top_k is {self.top_k}; it must be >= 0 (0 keeps all)")
+        if any(k < 0 or k != int(k) for k in self.step_top_k):
+            raise ValueError(
+                f"sampling.step_top_k is {self.step_top_k}; they must be whole numbers >= 0 "
+                "(0 keeps all)"
+            )
         for name in ("top_p", "min_p"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"sampling.{name} is {getattr(self, name)}; it must be in [0, 1]")
+        if not all(0 <= p <= 1 for p in self.step_top_p):
+            raise ValueError(f"sampling.step_top_p is {self.step_top_p}; they must be in [0, 1]")
         if not isinstance(self.smooth, bool):
             raise ValueError(f"sampling.smooth is {self.smooth!r}; it must be True or False")
         if self.confidence not in CONFIDENCES:
@@ -70,28 +96,65 @@ class Knobs:
             )
         return Knobs(
             temperature=jnp.float32(self.temperature),
-            step_temperatures=jnp.asarray(factors, jnp.float32) if len(factors) else (),
+            step_temperatures=_by_step(factors, jnp.float32),
+            entropy_gain=jnp.float32(self.entropy_gain),
+            entropy_width=jnp.float32(self.entropy_width),
+            entropy_floor=jnp.float32(self.entropy_floor),
             top_k=jnp.int32(self.top_k),
+            step_top_k=_by_step(self.step_top_k, jnp.int32),
             top_p=jnp.float32(self.top_p),
+            step_top_p=_by_step(self.step_top_p, jnp.float32),
             min_p=jnp.float32(self.min_p),
             smooth=self.smooth,
             choice_temperature=jnp.float32(self.choice_temperature),
             confidence=self.confidence,
         )
 
+    def spread(self, num_steps: int) -> Knobs:
+        """The same as arrays of all S steps, so that one program serves whoever gives which."""
+        knobs = self.as_arrays()
+        given = {
+            "step_temperatures": jnp.float32(1.0),
+            "step_top_k": knobs.top_k,
+            "step_top_p": knobs.top_p,
+        }
+        missing = {
+            name: jnp.full(num_steps, value)
+            for name, value in given.items()
+            if not len(getattr(knobs, name))
+        }
+        return dataclasses.replace(knobs, **missing)
+
+    def check_steps(self, num_steps: int) -> None:
+        """Raises ValueError if a field that has a value a step has not S of them."""
+        for name in BY_STEP:
+            count = len(getattr(self, name))
+            if count not in (0, num_steps):
+                raise ValueError(
+                    f"sampling.{name} has {count} numbers; the schedule has {num_steps} steps: "
+                    "give one for each"
+                )
+
     def at(self, step: Array | int) -> Knobs:
         """Those of one step of the schedule."""
-        if len(self.step_temperatures) == 0:
-            return self
-        factors = jnp.asarray(self.step_temperatures)
-        scaled = self.temperature * factors[step]
-        return dataclasses.replace(self, temperature=scaled, step_temperatures=())
+        changes: dict[str, Any] = dict.fromkeys(BY_STEP, ())
+        if len(self.step_temperatures):
+            changes["temperature"] = self.temperature * jnp.asarray(self.step_temperatures)[step]
+        if len(self.step_top_k):
+            changes["top_k"] = jnp.asarray(self.step_top_k)[step]
+        if len(self.step_top_p):
+            changes["top_p"] = jnp.asarray(self.step_top_p)[step]
+        return dataclasses.replace(self, **changes)
 
     def check_unused(self, names: Sequence[str], what: str) -> None:
         """Raises ValueError if one of the fields ``names``, without effect on ``what``, is set."""
         for name in names:
             value, default = getattr(self, name), getattr(Knobs(), name)
-            if value not in (default, *NEUTRAL.get(name, ())):
+            if (
+                len(value) > 0
+                if name in BY_STEP
+                else value not in (default, *NEUTRAL.get(name, ()))
+            ):
                 raise ValueError(
                     f"sampling.{name} is {value}, which means nothing for {what}: leave it at "
                     f"{default}"
@@ -102,13 +165,30 @@ def truncate(logits: Array, knobs: Knobs) -> Array:
     """Logits float32 [..., V] after temperature, top-k, top-p, min-p; removed ones are -inf.
 
     The knobs are those of one step. Each filter sees what the one before it left, the order of VAR
-    and LlamaGen. The sort is skipped at run time where neither top-k nor top-p is on.
+    and LlamaGen. The sort is skipped at run time where neither top-k nor top-p is on, and so is the
+    entropy where no factor depends on it.
     """
-    logits = logits / jnp.maximum(knobs.temperature, 1e-5)
+    aware = (jnp.asarray(knobs.entropy_gain) != 0) | (jnp.asarray(knobs.entropy_floor) != 1)
+    one = jnp.ones((*logits.shape[:-1], 1), logits.dtype)
+    factor = jax.lax.cond(aware, lambda x: entropy_factor(x, knobs), lambda x: one, logits)
+    logits = logits / jnp.maximum(knobs.temperature * factor, 1e-5)
     sorting = (knobs.top_k > 0) | _cuts_tail(knobs)
     logits = jax.lax.cond(sorting, lambda x: _top(x, knobs), lambda x: x, logits)
     floor = logits.max(-1, keepdims=True) + jnp.log(jnp.maximum(knobs.min_p, 1e-30))
     return jnp.where((knobs.min_p > 0) & (logits < floor), REMOVED, logits)
+
+
+def entropy_factor(logits: Array, knobs: Knobs) -> Array:
+    """Of the temperature, [..., 1] for logits [..., V]; see `Knobs`."""
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    p = jnp.exp(log_p)
+    entropy = -jnp.where(p > 0, p * log_p, 0.0).sum(-1, keepdims=True)
+    return knobs.entropy_gain * jnp.exp(-entropy / knobs.entropy_width) + knobs.entropy_floor
+
+
+def _by_step(values: Any, dtype: Any) -> Array | tuple[()]:
+    """Values of all steps as an array, or none."""
+    return jnp.asarray(values, dtype) if len(values) else ()
 
 
 def _cuts_tail(knobs: Knobs) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 
 KINDS = (
     *("constant", "linear", "linear_known", "linear_before", "linear_after", "linear_below"),
-    *("linear_excess", "power_cosine"),
+    *("linear_excess", "power_cosine", "steps"),
 )
 
 
@@ -30,9 +30,10 @@ class Guidance:
             (1 - cos(pi q^power)) / 2 with q = s / S, so that the last step stays below w (RAR);
             power 0 is constant. 'linear_excess': 1 + w r, VAR's convention, whose official cfg 1.5
             means 2.5 at the last scale. 'linear_below': 1 + (w - 1) q, q as above (TiTok, whose
-            official scale w - 1 is what is added to 1).
+            official scale w - 1 is what is added to 1). 'steps': those of ``steps``.
         begin: b, where 'linear', 'linear_known', 'linear_before' and 'linear_after' begin.
         power: exponent of 'power_cosine', >= 0.
+        steps: of kind 'steps' the scale of every step, each >= 0; of others ().
         start, stop: guided steps, start <= s < stop (stop -1: the last one too); others use 1.
         layers: what is mixed: 0 what the head gives, -k the hidden states that leave the k-th block
             from the end, which then go on to be those of both conditions (Infinity); with 0 missing
@@ -46,6 +47,7 @@ class Guidance:
     kind: str = "constant"
     begin: float = 1.0
     power: float = 1.0
+    steps: tuple[float, ...] = ()
     start: int = 0
     stop: int = -1
     layers: tuple[int, ...] = (0,)
@@ -57,6 +59,13 @@ class Guidance:
             value = getattr(self, name)
             if not value >= least:
                 raise ValueError(f"sampling.guidance.{name} is {value}; it must be >= {least}")
+        if not all(scale >= 0 for scale in self.steps):
+            raise ValueError(f"sampling.guidance.steps is {self.steps}; they must be >= 0")
+        if bool(self.steps) != (self.kind == "steps"):
+            raise ValueError(
+                f"sampling.guidance.steps is {self.steps} and kind is {self.kind!r}: kind 'steps' "
+                "takes a scale for every step, others none"
+            )
         if not self.layers or max(self.layers) > 0:
             raise ValueError(
                 f"sampling.guidance.layers is {self.layers}; it must be 0 (what the head gives) "
@@ -78,7 +87,8 @@ class Guidance:
         ``known``, float [S], is `Schedule.known`; None: all steps are of one size.
 
         Raises:
-            ValueError: ``start`` is none of the steps, so that nothing would be guided.
+            ValueError: ``start`` is none of the steps, so that nothing would be guided, or there
+                are scales for another number of steps.
         """
         if self.start >= num_steps:
             raise ValueError(
@@ -87,7 +97,14 @@ class Guidance:
             )
         steps = np.arange(num_steps)
         ratio, below = steps / max(num_steps - 1, 1), steps / num_steps
-        if self.kind == "constant":
+        if self.kind == "steps" and len(self.steps) != num_steps:
+            raise ValueError(
+                f"sampling.guidance.steps has {len(self.steps)} numbers; the schedule has "
+                f"{num_steps} steps: give one for each"
+            )
+        if self.kind == "steps":
+            scales = np.array(self.steps)
+        elif self.kind == "constant":
             scales = np.full(num_steps, self.scale)
         elif self.kind == "linear":
             scales = self.begin + (self.scale - self.begin) * ratio

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.api import Array, Cond, Params, System
+from ar_jax.sampling.companions import Companion
 from ar_jax.sampling.filters import Knobs
-from ar_jax.sampling.guidance import Guidance, mixed_layers
+from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.kept import Kept, check_kept
 from ar_jax.sampling.loop import CachedSampler, by_step, check_keys, check_order, draw_steps
 
@@ -71,10 +72,9 @@ def invert(
                 f"sampling.{field} is {getattr(knobs, field)}: inversion needs draws of single "
                 "codes at a temperature above 0"
             )
-    guided = bool(np.any(scales != 1.0))
+    knobs = knobs.spread(len(scales))
     arguments = (sampler.params, cond, keys, knobs, jnp.asarray(scales), order, kept)
-    options = {"guided": guided, "layers": mixed_layers(system.backbone, guidance)}
-    noise = draw_inverse(system, *arguments, **options)
+    noise = draw_inverse(system, *arguments, **sampler.mixing(scales, guidance))
     lost = int((~jnp.isfinite(noise)).any(tuple(range(2, noise.ndim))).sum())
     if lost:
         raise ValueError(
@@ -97,10 +97,12 @@ def draw_inverse(
     *,
     guided: bool,
     layers: tuple[int, ...] = (0,),
+    companions: tuple[Companion, ...] = (),
 ) -> Array:
     """The program of `invert`: the sampler's own, so that logits are rounded as they are there."""
     inputs = (system, params, cond, keys, knobs, scales, None, order, kept)
-    noise, _ = draw_steps(*inputs, guided=guided, layers=layers, inverted=True)
+    options: dict[str, Any] = {"layers": layers, "companions": companions}
+    noise, _ = draw_steps(*inputs, guided=guided, **options, inverted=True)
     return noise
 
 

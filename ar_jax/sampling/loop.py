@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ar_jax.api import Array, Cache, Cond, Params, Samples, System
-from ar_jax.sampling.filters import Knobs, truncate
+from ar_jax.api import Array, Cond, Params, Samples, System
+from ar_jax.sampling.companions import Companion, check_companions
+from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance, mixed_layers
 from ar_jax.sampling.kept import Kept, check_kept, kept_first
+from ar_jax.sampling.step import Stepper, padded, run_steps
 from ar_jax.schedules import Schedule
 
 
@@ -34,12 +36,23 @@ class CachedSampler:
 
     system: System  # with the unrolled backbone
     params: Params  # {'tokenizer', 'backbone' (unstacked), 'head'}
+    companions: tuple[Companion, ...] = ()  # the weak one first; see `beside`
 
     @classmethod
     def create(cls, system: System, params: Params) -> CachedSampler:
         """From a system as it was trained and its parameters."""
         backbone, unstacked = system.backbone.for_sampling(params["backbone"])
         return cls(dataclasses.replace(system, backbone=backbone), dict(params, backbone=unstacked))
+
+    def beside(self, *companions: Companion) -> CachedSampler:
+        """This sampler with models that speak at every step: see `ar_jax.sampling.companions`.
+
+        Raises:
+            ValueError: a model of other steps, codes or conditions, or a second weak one.
+        """
+        check_companions(self.system, self.params, companions)
+        ordered = sorted(companions, key=lambda companion: companion.role != "weak")
+        return dataclasses.replace(self, companions=tuple(ordered))
 
     def __call__(
         self,
@@ -93,6 +106,7 @@ class CachedSampler:
             order = check_order(order, batch_size, schedule.length)
         kept = check_kept(given, keep, (batch_size, *self.system.tokenizer.codes_shape))
         knobs, scales = by_step(schedule, knobs, guidance)
+        knobs = knobs.spread(len(scales))
         knobs.check_unused(("choice_temperature", "confidence"), "codes drawn in a fixed order")
         check_chance(keys, noise, knobs.temperature)
         free = order is None and noise is None and schedule.random
@@ -102,12 +116,10 @@ class CachedSampler:
             own = jnp.arange(schedule.length)[None]
             order = kept_first(own if order is None else order, kept.keep)
         keys = keys if noise is None else None  # one program, whoever gives both
-        guided = bool(np.any(scales != 1.0))
-        layers = mixed_layers(self.system.backbone, guidance)
         drawing = (cond, keys, knobs, jnp.asarray(scales), noise, order, kept)
-        inputs = (self.system, self.params, *drawing)
+        inputs, mixing = (self.system, self.params, *drawing), self.mixing(scales, guidance)
         if not knobs.smooth:
-            codes = draw_codes(*inputs, guided=guided, layers=layers)
+            codes = draw_codes(*inputs, **mixing)
             if order is None and schedule.cells is not None:
                 order = own_order(schedule, batch_size)
             return Samples(codes=codes, images=self.decode(codes), order=order)
@@ -116,7 +128,7 @@ class CachedSampler:
                 "sampling.smooth=True mixes code vectors between scales, but the steps of this "
                 "tokenizer see codes: set it to False"
             )
-        codes, features = draw_features(*inputs, guided=guided, layers=layers)
+        codes, features = draw_features(*inputs, **mixing)
         images = decode_features(self.system, self.params["tokenizer"], features)
         return Samples(codes=codes, images=images)
 
@@ -130,12 +142,30 @@ class CachedSampler:
     ) -> tuple[Any, tuple[Any, ...]]:
         """How to lower the program that draws codes, and its arguments: for benchmarks."""
         knobs, scales = by_step(self.system.schedule, knobs, guidance)
+        knobs = knobs.spread(len(scales))
         arguments = (self.params, cond, keys, knobs, jnp.asarray(scales), None, None)
-        guided = bool(np.any(scales != 1.0))
-        layers = mixed_layers(self.system.backbone, guidance)
-        options = {"guided": guided, "layers": layers}
-        lower = functools.partial(draw_codes.lower, self.system, *arguments, **options)
+        mixing = self.mixing(scales, guidance)
+        lower = functools.partial(draw_codes.lower, self.system, *arguments, **mixing)
         return lower, arguments
+
+    def mixing(self, scales: np.ndarray, guidance: Guidance | None) -> dict[str, Any]:
+        """What a sampling program takes as ``guided``, ``layers`` and ``companions``.
+
+        Models that change nothing, as guidance of scale 1 makes of the weak one, do not run.
+
+        Raises:
+            ValueError: layers that the backbone cannot mix, or a weak model cannot be mixed at.
+        """
+        layers, companions = mixed_layers(self.system.backbone, guidance), self.companions
+        guided, weak = bool(np.any(scales != 1.0)), any(c.role == "weak" for c in companions)
+        if weak and layers != (0,):
+            raise ValueError(
+                f"sampling.guidance.layers is {layers}: a weak model has no hidden states to mix; "
+                "set it to (0,)"
+            )
+        if not guided:
+            companions = tuple(c for c in companions if c.role != "weak")
+        return {"guided": guided and not weak, "layers": layers, "companions": companions}
 
     def decode(self, codes: Array, steps: int | None = None) -> Array:
         """Images [B, H, W, C] in [-1, 1] of what the first ``steps`` steps determine."""
@@ -147,12 +177,7 @@ def by_step(
 ) -> tuple[Knobs, np.ndarray]:
     """(checked knobs, guidance scale of every step, float32 [S])."""
     knobs = (knobs or Knobs()).as_arrays()
-    factors = len(knobs.step_temperatures)
-    if factors not in (0, schedule.num_steps):
-        raise ValueError(
-            f"sampling.step_temperatures has {factors} numbers; the schedule has "
-            f"{schedule.num_steps} steps: give one for each"
-        )
+    knobs.check_steps(schedule.num_steps)
     return knobs, (guidance or Guidance()).scales(schedule.num_steps, schedule.known)
 
 
@@ -229,10 +254,11 @@ def draw_codes(
     *,
     guided: bool,
     layers: tuple[int, ...] = (0,),
+    companions: tuple[Companion, ...] = (),
 ) -> Array:
     """The sampling program: codes [B, L(, bits)]. See `CachedSampler.__call__`."""
     inputs = (system, params, cond, keys, knobs, scales, noise, order, kept)
-    return draw_steps(*inputs, guided=guided, layers=layers)[0]
+    return draw_steps(*inputs, guided=guided, layers=layers, companions=companions)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("system", "guided", "layers"))
@@ -249,10 +275,11 @@ def draw_features(
     *,
     guided: bool,
     layers: tuple[int, ...] = (0,),
+    companions: tuple[Companion, ...] = (),
 ) -> tuple[Array, Array]:
     """As `draw_codes` for smooth draws: (codes of largest weight, features [B, h, w, C])."""
     inputs = (system, params, cond, keys, knobs, scales, noise, order, kept)
-    return draw_steps(*inputs, guided=guided, layers=layers)
+    return draw_steps(*inputs, guided=guided, layers=layers, companions=companions)
 
 
 def draw_steps(
@@ -268,6 +295,7 @@ def draw_steps(
     *,
     guided: bool,
     layers: tuple[int, ...] = (0,),
+    companions: tuple[Companion, ...] = (),
     inverted: bool = False,
 ) -> tuple[Array, Any]:
     """The program itself, not compiled: (codes [B, L], what the tokenizer carries at the end).
@@ -278,118 +306,29 @@ def draw_steps(
     draws, under which the codes of ``kept`` are drawn; see `ar_jax.sampling.invert`.
     """
     schedule, batch_size = system.schedule, len(jax.tree.leaves(cond)[0])
-    starts = jnp.asarray(schedule.starts)
-    blocks = tuple(layer for layer in layers if layer < 0)
-    if guided:
-        null = system.backbone.conditioner.null(cond)
-        cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
     if order is None and keys is not None and schedule.shuffled:
         order = draw_order(keys, schedule.length)
-    orders = jnp.concatenate([order, order]) if guided and order is not None else order
     places = own_order(schedule, batch_size) if order is None and schedule.cells else order
     kept = kept if kept is None or places is None else kept.taken(places)
-
-    def padded(rows: Array) -> Array:
-        """[B, L, ...] with room behind the last code for what a segment may have as padding."""
-        behind = ((0, 0), (0, max(schedule.sizes) - 1), *((0, 0),) * (rows.ndim - 2))
-        return jnp.pad(rows, behind)
-
-    noise, kept = jax.tree.map(padded, (noise, kept))
-
-    def step(index: Any, segment: Any, context: Array | None, carry: Any, cache: Cache) -> tuple:
-        """One step: (codes [B, n] or their noise, the tokenizer's carry, next context, cache)."""
-        filters = knobs.at(index)
-        if guided and context is not None:
-            context = jnp.concatenate([context, context])
-        hidden, cache = system.backbone.apply(
-            {"params": params["backbone"]},
-            context,
-            cond,
-            order=orders,
-            step=index,
-            segment=segment,
-            cache=cache,
-            **({"mixing": (blocks, scales[index])} if guided and blocks else {}),
-        )
-        if guided and 0 not in layers:
-            hidden = hidden[:batch_size]
-        logits = system.head.apply({"params": params["head"]}, hidden)  # [B or 2B, n, V]
-        if guided and 0 in layers:
-            logits = system.head.guide(logits[:batch_size], logits[batch_size:], scales[index])
-        gumbel = jnp.where(filters.temperature > 0, step_noise(index, logits), 0.0)
-        logits = truncate(logits, filters)
-        part = jax.tree.map(lambda rows: of_step(rows, index, logits.shape[1]), kept)
-        if inverted:
-            assert part is not None
-            gumbel = system.head.invert(logits, part.codes, gumbel)
-        if knobs.smooth:
-            ratio = index / max(schedule.num_steps - 1, 1)
-            drawn = system.head.soften(logits, gumbel, ratio)  # [B, n, V]
-            if part is not None:
-                drawn = part.mix(drawn)
-            codes = jnp.argmax(drawn, axis=-1).astype(jnp.int32)
-        else:
-            codes = system.head.draw(logits, gumbel)
-            drawn = codes = codes if part is None else part.force(codes)
-        carry, context = system.tokenizer.apply(
-            {"params": params["tokenizer"]}, carry, drawn, index, method="advance"
-        )
-        return gumbel if inverted else codes, carry, context, cache
-
-    def of_step(rows: Array, index: Any, count: int) -> Array:
-        """[B, n, ...] of [B, L, ...] in the order of the draws."""
-        if isinstance(index, int):
-            return rows[:, schedule.starts[index] : schedule.starts[index] + count]
-        return jax.lax.dynamic_slice_in_dim(rows, starts[index], count, axis=1)
-
-    def step_noise(index: Any, logits: Array) -> Array:
-        """Gumbel noise [B, n, V], zero without keys."""
-        if noise is not None:
-            return of_step(noise, index, logits.shape[1])
-        if keys is None:
-            return jnp.zeros_like(logits)
-        return jax.vmap(
-            lambda key: jax.random.gumbel(jax.random.fold_in(key, index), logits.shape[1:])
-        )(keys)
-
-    cache = system.backbone.init_cache(2 * batch_size if guided else batch_size)
-    carry = system.tokenizer.apply({"params": params["tokenizer"]}, batch_size, method="begin")
-    scans = any(end - first > 1 for first, end in schedule.segments)
-    context: Any = None
-    parts: list[Array] = []
-    for segment in schedule.segments:
-        first, end = segment
-        if end - first == 1:
-            # The names are for `ar_jax.compilation.phases`.
-            with jax.named_scope("prefill" if scans and not first else f"step_{first}"):
-                codes, carry, context, cache = step(first, None, context, carry, cache)
-            parts.append(codes)
-            continue
-        sizes = schedule.sizes[first:end]
-        width = max(schedule.sizes[first - 1 : end])
-
-        def body(state: tuple, index: Array, segment=segment, width=width) -> tuple[tuple, Array]:
-            context, carry, cache = state
-            codes, carry, context, cache = step(index, segment, context, carry, cache)
-            return (widened(context, width), carry, cache), codes
-
-        state = (widened(context, width), carry, cache)
-        with jax.named_scope("decode"):
-            (context, carry, cache), drawn = jax.lax.scan(body, state, jnp.arange(first, end))
-        drawn = jnp.moveaxis(drawn, 0, 1)  # [S', B, n, ...] -> [B, S', n, ...]
-        if len(set(sizes)) > 1:
-            real = np.arange(max(sizes))[None] < np.asarray(sizes)[:, None]
-            parts.append(drawn[(slice(None), *np.nonzero(real))])
-        else:
-            parts.append(drawn.reshape(batch_size, -1, *drawn.shape[3:]))
-        context = context[:, : sizes[-1]]
+    noise, kept = padded(schedule, (noise, kept))
+    stepper = Stepper.create(
+        system=system,
+        params=params,
+        cond=cond,
+        keys=keys,
+        knobs=knobs,
+        scales=scales,
+        noise=noise,
+        order=order,
+        kept=kept,
+        guided=guided,
+        layers=layers,
+        companions=companions,
+    )
+    step = functools.partial(stepper, inverted=inverted)
+    parts, state = run_steps(schedule, step, stepper.begin())
     made = jnp.concatenate(parts, axis=1)
-    return made if inverted else to_cells(made, places), carry
-
-
-def widened(context: Array, width: int) -> Array:
-    """Codes [B, n] of a step, [B, width] with zeros behind them."""
-    return jnp.pad(context, ((0, 0), (0, width - context.shape[1])))
+    return made if inverted else to_cells(made, places), state.carry
 
 
 def to_cells(codes: Array, order: Array | None) -> Array:

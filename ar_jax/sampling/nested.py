@@ -20,12 +20,12 @@ import numpy as np
 
 from ar_jax.api import Array, Cond, Params, Samples, System
 from ar_jax.nn.patches import patchify, unpatchify
-from ar_jax.sampling.filters import Knobs, truncate
+from ar_jax.sampling.filters import BY_ENTROPY, BY_STEP, Knobs, truncate
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.kept import Kept, check_kept, kept_first
 from ar_jax.sampling.loop import by_step, check_chance, check_keys, decode_codes, draw_order
 
-UNUSED = ("smooth", "choice_temperature", "confidence", "step_temperatures")
+UNUSED = ("smooth", "choice_temperature", "confidence", *BY_STEP, *BY_ENTROPY)
 CHANNEL = 2**20  # above the number of any patch
 
 

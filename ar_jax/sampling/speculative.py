@@ -69,7 +69,7 @@ def speculate(
             ``redraw``, smooth draws, or keys that are not one for every condition.
     """
     system, schedule = sampler.system, sampler.system.schedule
-    check_one_by_one(system, "speculation")
+    check_one_by_one(sampler, "speculation")
     if not 1 <= window < schedule.length:
         raise ValueError(f"window is {window}; it must be between 1 and {schedule.length - 1}")
     if redraw not in REDRAWS:
@@ -88,9 +88,12 @@ def speculate(
     return Speculated(Samples(codes=codes, images=sampler.decode(codes)), calls)
 
 
-def check_one_by_one(system: System, what: str) -> None:
-    """Raises ValueError unless the system draws one code a step from the codes before it."""
-    schedule = system.schedule
+def check_one_by_one(sampler: CachedSampler, what: str) -> None:
+    """Raises ValueError unless one model draws one code a step from the codes before it."""
+    system, schedule = sampler.system, sampler.system.schedule
+    if sampler.companions:
+        roles = ", ".join(companion.role for companion in sampler.companions)
+        raise ValueError(f"{what} is of one model, and the sampler has others beside it: {roles}")
     if schedule.num_steps != schedule.length or system.tokenizer.quantizer.context != "codes":
         raise ValueError(
             f"schedule.name={schedule.name!r}: {what} is of systems that draw one code a step from "
