@@ -10,11 +10,16 @@
         --labels=7,8,9 --feather=2 --out=edits.png --frames=edits.gif
     python experiments/sample.py --checkpoint=runs/var --edit=shoe.png --invert --source_labels=7 \
         --labels=9 --out=edits.png
+    python experiments/sample.py --checkpoint=runs/var --weak=runs/small --guidance=2 --out=some.png
+    python experiments/sample.py --checkpoint=runs/var --beams=4 --beam_candidates=4 --out=some.png
 
 The workdir is all that is needed: it keeps the configuration, whose `sampling` section gives what
 no flag sets, and the tokenizer. Images are a function of (--seed, position, label).
 An edit draws what the mask covers: white in a picture, TOP,LEFT,BOTTOM,RIGHT inside a box: or
 around: it, or all. See ar_jax/evaluation/edit_sources.py.
+Another generator of the same codes and steps takes the null class's place in guidance (--weak, or
+an earlier checkpoint by --weak_step alone) or is an autoregressive reward (--rewards). --beams
+searches for likely images. Lists by step, as --step_top_k=0,0,100, have a value for every step.
 Captions come as the features of a text encoder, see ar_jax/evaluation/captions.py.
 """
 
@@ -25,6 +30,7 @@ from typing import Any
 
 from absl import app, flags
 
+from ar_jax.evaluation.composition import Composition
 from ar_jax.evaluation.edits import edit_workdir
 from ar_jax.evaluation.samples import sample_workdir
 from ar_jax.io.best_checkpoint import best_step
@@ -63,11 +69,26 @@ KIND = flags.DEFINE_enum("guidance_kind", None, KINDS, "How guidance runs over t
 POWER = flags.DEFINE_float("guidance_power", None, "Exponent of power_cosine.")
 START = flags.DEFINE_integer("guidance_start", None, "First guided step.")
 STOP = flags.DEFINE_integer("guidance_stop", None, "First step after the guided ones; -1: none.")
+GUIDANCES = flags.DEFINE_list("step_guidance", None, "In place of both, a scale for every step.")
+WEAK = flags.DEFINE_string("weak", None, "Workdir of a model to be guided away from.")
+WEAK_STEP = flags.DEFINE_integer("weak_step", None, "Its checkpoint, or an earlier one of ours.")
+WEAK_NULL = flags.DEFINE_bool("weak_null", False, "Show it the null class, not the condition.")
+REWARDS = flags.DEFINE_list("rewards", [], "Workdirs of autoregressive rewards.")
+REWARD_WEIGHTS = flags.DEFINE_list("reward_weights", [], "An exponent for each; default 1.")
+BEAMS = flags.DEFINE_integer("beams", 0, "Of a search for likely images; 0: no search.")
+CANDIDATES = flags.DEFINE_integer("beam_candidates", 4, "Of every beam at every step.")
+LIKELIEST = flags.DEFINE_bool("likeliest", False, "Take the likeliest candidates, draw none.")
 TEMPERATURE = flags.DEFINE_float(
     "temperature", None, "Divides logits (0: greedy), or scales a head's noise."
 )
 TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most probable codes; 0 keeps all.")
 TOP_P = flags.DEFINE_float("top_p", None, "Keep the most probable codes up to this mass.")
+TEMPERATURES = flags.DEFINE_list("step_temperatures", None, "Factors on it, one a step.")
+TOP_KS = flags.DEFINE_list("step_top_k", None, "In place of top_k, one for every step.")
+TOP_PS = flags.DEFINE_list("step_top_p", None, "In place of top_p, one for every step.")
+GAIN = flags.DEFINE_float("entropy_gain", None, "a of the temperature's a exp(-entropy / b) + c.")
+WIDTH = flags.DEFINE_float("entropy_width", None, "b, in nats.")
+FLOOR = flags.DEFINE_float("entropy_floor", None, "c.")
 MIN_P = flags.DEFINE_float("min_p", None, "Keep codes of this fraction of the likeliest one's.")
 CHOICE = flags.DEFINE_float(
     "choice_temperature", None, "Noise on which codes confidence decoding keeps; 0: the surest."
@@ -89,19 +110,39 @@ def main(argv: Sequence[str]) -> None:
         "top_k": TOP_K.value,
         "top_p": TOP_P.value,
         "min_p": MIN_P.value,
+        "step_temperatures": numbers(TEMPERATURES),
+        "step_top_k": numbers(TOP_KS, int),
+        "step_top_p": numbers(TOP_PS),
+        "entropy_gain": GAIN.value,
+        "entropy_width": WIDTH.value,
+        "entropy_floor": FLOOR.value,
         "smooth": SMOOTH.value,
         "choice_temperature": CHOICE.value,
         "confidence": CONFIDENCE.value,
         "guidance.scale": GUIDANCE.value,
-        "guidance.kind": KIND.value,
+        "guidance.kind": KIND.value if GUIDANCES.value is None else "steps",
+        "guidance.steps": numbers(GUIDANCES),
         "guidance.power": POWER.value,
         "guidance.start": START.value,
         "guidance.stop": STOP.value,
     }
+    if GUIDANCES.value is not None:
+        refuse((GUIDANCE, KIND), "does not go with --step_guidance")
+    composition = Composition(
+        weak=WEAK.value,
+        weak_step=WEAK_STEP.value,
+        weak_null=WEAK_NULL.value,
+        rewards=tuple(REWARDS.value),
+        reward_weights=numbers(REWARD_WEIGHTS) or (),
+        beams=BEAMS.value,
+        candidates=CANDIDATES.value,
+        likeliest=LIKELIEST.value,
+    )
     settings: dict[str, Any] = dict(
         labels=classes(LABELS),
         per_class=PER_CLASS.value,
         sampling=sampling,
+        composition=composition,
         seed=SEED.value,
         batch_size=BATCH_SIZE.value,
         step=chosen_step(),
@@ -145,6 +186,15 @@ def classes(flag: flags.FlagHolder) -> list[int] | None:
             f"--{flag.name}={','.join(flag.value)} must be class numbers, as 0,8,9"
         )
     return None if flag.value is None else [int(label) for label in flag.value]
+
+
+def numbers(flag: flags.FlagHolder, kind: type = float) -> tuple | None:
+    """The numbers of a flag."""
+    try:
+        return None if flag.value is None else tuple(kind(number) for number in flag.value)
+    except ValueError:
+        wanted = "whole numbers, as 0,0,100" if kind is int else "numbers, as 1,0.9,0.8"
+        raise app.UsageError(f"--{flag.name}={','.join(flag.value)} must be {wanted}") from None
 
 
 def refuse(given: Sequence[flags.FlagHolder], why: str) -> None:

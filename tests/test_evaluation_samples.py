@@ -79,6 +79,12 @@ def test_a_report_says_all_of_the_guidance():
     assert text == "guidance 9.5 (power_cosine, power 2.75, start 3, stop 20), temperature 1"
     text = describe_sampling(Knobs(step_temperatures=(1.0, 0.5)), Guidance())
     assert text == "guidance 1 (constant), temperature 1, times 1, 0.5 by step"
+    knobs = Knobs(step_top_k=(0, 3), entropy_gain=2.5, entropy_width=3.0, entropy_floor=0.6)
+    text = describe_sampling(knobs, Guidance(kind="steps", steps=(1.0, 2.5)))
+    assert text == (
+        "guidance 1, 2.5 (steps), temperature 1, entropy gain 2.5, entropy width 3, "
+        "entropy floor 0.6, top-k 0, 3 by step"
+    )
 
 
 @pytest.mark.parametrize(

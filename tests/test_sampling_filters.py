@@ -106,3 +106,55 @@ def test_errors(field, value, right):
         Knobs(**{field: value}).as_arrays()
     for word in (f"sampling.{field}", str(value), right):
         assert word in str(error.value)
+
+
+def test_knobs_of_every_step_are_those_of_one():
+    given = dict(temperature=0.8, top_k=3, top_p=0.9)
+    by_step = dict(step_temperatures=(1.0, 0.5), step_top_k=(0, 2), step_top_p=(0.3, 1.0))
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((5, 6)), jnp.float32)
+    for fields in (given | by_step, given | {"step_top_k": (0, 2)}, given):
+        for knobs in (Knobs(**fields).as_arrays(), Knobs(**fields).spread(2)):
+            for step in range(2):
+                alone = Knobs(
+                    temperature=0.8 * fields.get("step_temperatures", (1.0, 1.0))[step],
+                    top_k=fields.get("step_top_k", (3, 3))[step],
+                    top_p=fields.get("step_top_p", (0.9, 0.9))[step],
+                ).as_arrays()
+                ours = truncate(logits, knobs.at(step))
+                np.testing.assert_array_equal(ours, truncate(logits, alone))
+    spread = [jax.tree.structure(Knobs(**f).spread(2)) for f in (given, given | by_step)]
+    assert spread[0] == spread[1]  # one program for both
+
+
+def test_the_temperature_follows_the_entropy():
+    rng = np.random.default_rng(0)
+    logits = (rng.standard_normal((6, 9)) * np.array([0, 0.3, 1, 2, 4, 30])[:, None]).astype("f4")
+    gain, width, floor = 2.5, 3.0, 0.6
+    p = np.exp(logits - logits.max(-1, keepdims=True), dtype=np.float64)
+    p /= p.sum(-1, keepdims=True)
+    entropy = -(p * np.log(p + 1e-300)).sum(-1, keepdims=True)
+    factor = gain * np.exp(-entropy / width) + floor
+    knobs = Knobs(temperature=0.7, entropy_gain=gain, entropy_width=width, entropy_floor=floor)
+    ours = truncate(jnp.asarray(logits), knobs.as_arrays())
+    np.testing.assert_allclose(ours, logits / (0.7 * factor), rtol=1e-5, atol=1e-6)
+    assert factor[0] < factor[-1]  # the unsure one is drawn colder
+    removed = jnp.asarray(logits).at[:, 0].set(-jnp.inf)
+    assert np.isfinite(truncate(removed, knobs.as_arrays())[:, 1:]).all()
+    plain = truncate(jnp.asarray(logits), Knobs(temperature=0.7).as_arrays())
+    np.testing.assert_array_equal(plain, jnp.asarray(logits) / jnp.float32(0.7))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (dict(step_top_k=(1, -1)), "step_top_k is .*-1"),
+        (dict(step_top_k=(1, 1.5)), "step_top_k is .*1.5.*whole numbers"),
+        (dict(step_top_p=(0.5, 1.5)), r"step_top_p is .*1.5.*\[0, 1\]"),
+        (dict(entropy_gain=-1.0), "entropy_gain is -1.0; it must be >= 0"),
+        (dict(entropy_width=0.0), "entropy_width is 0.0; it must be > 0"),
+        (dict(entropy_floor=-0.5), "entropy_floor is -0.5"),
+    ],
+)
+def test_knobs_out_of_range(fields, words):
+    with pytest.raises(ValueError, match=rf"sampling\.{words}"):
+        Knobs(**fields).as_arrays()

@@ -63,6 +63,9 @@ def test_vars_convention():
         (dict(power=-0.5), "guidance.power is -0.5.*>= 0"),
         (dict(start=-1), "guidance.start is -1.*>= 0"),
         (dict(stop=-2), "guidance.stop is -2.*>= -1"),
+        (dict(kind="steps"), r"guidance.steps is \(\) and kind is 'steps'"),
+        (dict(steps=(1.0, 2.0)), "kind is 'constant': kind 'steps' takes a scale for every step"),
+        (dict(kind="steps", steps=(1.0, -2.0)), "guidance.steps is .*-2.0.*>= 0"),
     ],
 )
 def test_errors(fields, message):
@@ -74,3 +77,12 @@ def test_guidance_that_would_never_begin():
     assert Guidance(scale=2.0, start=STEPS - 1).scales(STEPS)[-1] == 2.0
     with pytest.raises(ValueError, match="guidance.start is 7, .* the steps 0 to 6"):
         Guidance(scale=2.0, start=STEPS).scales(STEPS)
+
+
+def test_a_scale_for_every_step():
+    given = (1.0, 3.0, 0.5, 2.0)
+    np.testing.assert_array_equal(Guidance(kind="steps", steps=given).scales(4), given)
+    later = Guidance(kind="steps", steps=given, start=2).scales(4)
+    np.testing.assert_array_equal(later, (1.0, 1.0, 0.5, 2.0))
+    with pytest.raises(ValueError, match="steps has 4 numbers; the schedule has 3 steps"):
+        Guidance(kind="steps", steps=given).scales(3)

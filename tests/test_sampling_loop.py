@@ -71,8 +71,13 @@ def noise(toy) -> jax.Array:
 @pytest.mark.parametrize("guidance", [Guidance(), GUIDED], ids=["plain", "guided"])
 @pytest.mark.parametrize(
     "knobs",
-    [Knobs(), Knobs(temperature=0.0), Knobs(temperature=0.7, top_k=5, top_p=0.8, min_p=0.02)],
-    ids=["plain", "greedy", "filtered"],
+    [
+        Knobs(),
+        Knobs(temperature=0.0),
+        Knobs(temperature=0.7, top_k=5, top_p=0.8, min_p=0.02),
+        Knobs(entropy_gain=2.0, entropy_width=0.7, entropy_floor=0.3),
+    ],
+    ids=["plain", "greedy", "filtered", "by entropy"],
 )
 def test_every_code_is_the_one_its_logits_and_noise_give(toy, noise, guidance, knobs):
     codes = toy.draw(noise=noise, knobs=knobs, guidance=guidance)
@@ -139,11 +144,15 @@ def test_one_program_for_all_settings(toy):
     decoding: Any = decode_codes
     toy.draw(guidance=GUIDED)
     size, decoders = programs._cache_size(), decoding._cache_size()
+    steps = toy.system.schedule.num_steps
+    every = {"step_temperatures": (0.9,) * steps, "step_top_k": (3, 2) + (4,) * (steps - 2)}
     for seed, knobs, guidance in (
         (1, Knobs(temperature=0.0), GUIDED),
         (2, Knobs(temperature=0.5, top_k=3), Guidance(scale=1.3)),
         (3, Knobs(top_p=0.9, min_p=0.1), Guidance(scale=4.0, kind="power_cosine", power=2.0)),
         (4, Knobs(top_k=0), Guidance(scale=3, kind="linear", start=1, stop=2)),
+        (5, Knobs(**every), Guidance(kind="steps", steps=(2.0,) * steps)),
+        (6, Knobs(step_top_p=(0.8,) * steps, entropy_gain=2.5, entropy_floor=0.6), GUIDED),
     ):
         toy.draw(seed=seed, first=seed, knobs=knobs, guidance=guidance)
     assert (programs._cache_size(), decoding._cache_size()) == (size, decoders)
@@ -201,6 +210,7 @@ def test_eight_devices_draw_what_one_does(toy):
         (dict(knobs=Knobs(smooth=True)), ["sampling.smooth=True", "set it to False"]),
         (dict(knobs=Knobs(step_temperatures=(1.0, 0.5))), ["step_temperatures has 2", "16 steps"]),
         (dict(knobs=Knobs(step_temperatures=(-1.0,) * 16)), ["step_temperatures", "-1.0", ">= 0"]),
+        (dict(knobs=Knobs(step_top_k=(1, 2))), ["sampling.step_top_k has 2", "16 steps"]),
         (dict(knobs=Knobs(smooth=2)), ["sampling.smooth is 2"]),  # type: ignore[arg-type]
     ],
 )

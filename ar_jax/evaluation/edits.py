@@ -12,6 +12,7 @@ import numpy as np
 
 from ar_jax.api import Array
 from ar_jax.build import AnySampler, create_sampler
+from ar_jax.evaluation.composition import Composition
 from ar_jax.evaluation.edit_sources import label_each, read_images, read_mask
 from ar_jax.evaluation.grids import save_frames, save_tiles
 from ar_jax.evaluation.labels import check_classes
@@ -25,6 +26,7 @@ from ar_jax.evaluation.samples import (
     stages,
 )
 from ar_jax.evaluation.standard import record_samples
+from ar_jax.sampling.beam import BeamSearch
 from ar_jax.sampling.edit import COARSE_SHARE, Edited, blend, edit, source_codes
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
@@ -57,7 +59,7 @@ class EditedImages(NamedTuple):
 
 
 def edit_images(
-    sampler: AnySampler,
+    sampler: AnySampler | BeamSearch,
     images: np.ndarray,
     mask: np.ndarray,
     labels: np.ndarray,
@@ -113,7 +115,7 @@ def edit_images(
 
 
 def _noise(
-    sampler: AnySampler,
+    sampler: AnySampler | BeamSearch,
     image: Array,
     cond: dict[str, Array],
     keys: Array,
@@ -130,7 +132,7 @@ def _noise(
 
 
 def edit_frames(
-    sampler: AnySampler,
+    sampler: AnySampler | BeamSearch,
     edited: Edited,
     source: np.ndarray,
     mask: np.ndarray,
@@ -178,6 +180,7 @@ def edit_workdir(
     coarse_share: float = COARSE_SHARE,
     feather: int | None = None,
     sampling: Mapping[str, Any] | None = None,
+    composition: Composition | None = None,
     seed: int = 0,
     batch_size: int = 100,
     step: int | None = None,
@@ -188,7 +191,8 @@ def edit_workdir(
     """Edits images of files with a trained generator of classes.
 
     Args:
-        workdir, sampling, seed, batch_size, step, overwrite: see `samples.sample_workdir`.
+        workdir, sampling, composition, seed, batch_size, step, overwrite: see
+            `samples.sample_workdir`.
         out: the PNG: a row for each of at most `MAX_ROWS` images, see `EditedImages.picture`.
         image: see `edit_sources.read_images`.
         mask: see `edit_sources.read_mask`; with ``inverted`` or ``keep_first`` it is 'all' by
@@ -226,7 +230,8 @@ def edit_workdir(
     if inverted:
         known = label_each(image, "source_labels", source_labels, own, len(source), num_classes)
     knobs, guidance = sampling_of(config, sampling)
-    sampler, edits = create_sampler(system, params), wanted.shape[1]
+    composition, edits = composition or Composition(), wanted.shape[1]
+    sampler = composition.around(create_sampler(system, params), workdir)
     repeated = source.repeat(edits, axis=0), masks.repeat(edits, axis=0)
     with jax.default_matmul_precision(config["precision"]):
         images, edited = edit_images(
@@ -253,7 +258,6 @@ def edit_workdir(
     if npz is not None:
         save_npz(npz, made.images, made.labels)
         weights = describe_weights(workdir, config, step)
-        record_samples(
-            npz, f"edits of {image}, {describe_sampling(knobs, guidance)}, {weights}, seed {seed}"
-        )
+        how = f"{describe_sampling(knobs, guidance)}{composition.describe(workdir)}"
+        record_samples(npz, f"edits of {image}, {how}, {weights}, seed {seed}")
     return made

@@ -14,13 +14,15 @@ import numpy as np
 from ar_jax.build import AnySampler, build_sampling, create_sampler
 from ar_jax.evaluation.captions import read_captions
 from ar_jax.evaluation.coding import decode_known, decode_stages
+from ar_jax.evaluation.composition import Composition
 from ar_jax.evaluation.grids import save_frames, upscale
 from ar_jax.evaluation.labels import check_classes, choose_labels
 from ar_jax.evaluation.load import describe_weights, load_system
 from ar_jax.evaluation.standard import record_samples
 from ar_jax.io.images import PICTURE_CHANNELS, image_grid, save_png
 from ar_jax.io.progress import Progress
-from ar_jax.sampling.filters import Knobs
+from ar_jax.sampling.beam import BeamSearch
+from ar_jax.sampling.filters import BY_ENTROPY, Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import image_keys
 from ar_jax.sampling.search import BestOf
@@ -71,11 +73,16 @@ def describe_sampling(knobs: Knobs, guidance: Guidance) -> str:
         for name in ("power", "start", "stop")
         if getattr(guidance, name) != getattr(plain, name)
     ]
-    parts = [f"guidance {guidance.scale:g} ({', '.join(fields)})"]
+    scale = _listed(guidance.steps) if guidance.steps else f"{guidance.scale:g}"
+    parts = [f"guidance {scale} ({', '.join(fields)})"]
     parts += [f"temperature {float(knobs.temperature):g}"]
     if len(knobs.step_temperatures):
-        factors = ", ".join(f"{float(factor):g}" for factor in knobs.step_temperatures)
-        parts += [f"times {factors} by step"]
+        parts += [f"times {_listed(knobs.step_temperatures)} by step"]
+    entropy = {name: float(getattr(knobs, name)) for name in BY_ENTROPY}
+    if entropy["entropy_gain"] or entropy["entropy_floor"] != 1:
+        parts += [f"{name.replace('_', ' ')} {value:g}" for name, value in entropy.items()]
+    by_step = {"top-k": knobs.step_top_k, "top-p": knobs.step_top_p}
+    parts += [f"{name} {_listed(v)} by step" for name, v in by_step.items() if len(v)]
     filters = {"top-k": knobs.top_k, "top-p": knobs.top_p, "min-p": knobs.min_p}
     filters |= {"choice temperature": knobs.choice_temperature}
     parts += [f"{name} {float(v):g}" for name, v in filters.items() if v]
@@ -84,8 +91,12 @@ def describe_sampling(knobs: Knobs, guidance: Guidance) -> str:
     return ", ".join(parts + ["smooth"] * knobs.smooth)
 
 
+def _listed(numbers: Any) -> str:
+    return ", ".join(f"{float(number):g}" for number in numbers)
+
+
 def generate(
-    sampler: AnySampler | BestOf,
+    sampler: AnySampler | BestOf | BeamSearch,
     labels: Sequence[int] | np.ndarray,
     *,
     seed: int = 0,
@@ -124,7 +135,7 @@ def generate(
 
 
 def generate_from(
-    sampler: AnySampler | BestOf,
+    sampler: AnySampler | BestOf | BeamSearch,
     cond: Mapping[str, np.ndarray],
     *,
     seed: int = 0,
@@ -192,7 +203,7 @@ def stages(num_steps: int, limit: int = MAX_STAGES) -> tuple[int, ...]:
 
 
 def formation(
-    sampler: AnySampler,
+    sampler: AnySampler | BeamSearch,
     codes: np.ndarray,
     order: np.ndarray | None = None,
     limit: int = MAX_STAGES,
@@ -229,7 +240,7 @@ def save_npz(path: str | Path, images: np.ndarray, labels: np.ndarray) -> None:
         np.savez(file, images, labels.astype(np.int64))
 
 
-def save_strip(path: str | Path, sampler: AnySampler, drawn: Generated) -> None:
+def save_strip(path: str | Path, sampler: AnySampler | BeamSearch, drawn: Generated) -> None:
     """Writes the forming of the first image of each class, up to `MAX_ROWS`; see `save_frames`."""
     first = np.sort(np.unique(drawn.labels, return_index=True)[1])[:MAX_ROWS]
     order = None if drawn.order is None else drawn.order[first]
@@ -263,6 +274,7 @@ def sample_workdir(
     num_images: int | None = None,
     captions: str | Path | None = None,
     sampling: Mapping[str, Any] | None = None,
+    composition: Composition | None = None,
     seed: int = 0,
     batch_size: int = 100,
     step: int | None = None,
@@ -281,6 +293,7 @@ def sample_workdir(
         captions: in place of these, for a generator of captions, which needs it: a file of their
             features, an image of each; see `ar_jax.evaluation.captions`.
         sampling: see `sampling_of`.
+        composition: other models, a search; None for neither.
         seed, batch_size: see `generate`.
         step: of the checkpoint; None for the newest.
         npz: also write all images there, see `save_npz`, and how they were drawn beside it.
@@ -309,7 +322,8 @@ def sample_workdir(
         raise ValueError(
             "--strip and --frames decode codes step by step, which --smooth mixes: give one"
         )
-    sampler = create_sampler(system, params)
+    composition = composition or Composition()
+    sampler = composition.around(create_sampler(system, params), workdir)
     with jax.default_matmul_precision(config["precision"]):
         drawn = generate_from(
             sampler,
@@ -329,7 +343,8 @@ def sample_workdir(
     if npz is not None:
         save_npz(npz, drawn.images, drawn.labels)
         weights = describe_weights(workdir, config, step)
-        record_samples(npz, f"{describe_sampling(knobs, guidance)}, {weights}, seed {seed}")
+        how = f"{describe_sampling(knobs, guidance)}{composition.describe(workdir)}"
+        record_samples(npz, f"{how}, {weights}, seed {seed}")
     return drawn
 
 

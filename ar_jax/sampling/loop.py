@@ -102,19 +102,13 @@ class CachedSampler:
                 f"the noise has the shape {noise.shape}; it must begin with "
                 f"{(batch_size, schedule.length)}, images and codes"
             )
-        if order is not None:
-            order = check_order(order, batch_size, schedule.length)
         kept = check_kept(given, keep, (batch_size, *self.system.tokenizer.codes_shape))
         knobs, scales = by_step(schedule, knobs, guidance)
         knobs = knobs.spread(len(scales))
         knobs.check_unused(("choice_temperature", "confidence"), "codes drawn in a fixed order")
         check_chance(keys, noise, knobs.temperature)
-        free = order is None and noise is None and schedule.random
-        if order is None and keys is not None and schedule.shuffled:
-            order = draw_order(keys, schedule.length)
-        if kept is not None and free:
-            own = jnp.arange(schedule.length)[None]
-            order = kept_first(own if order is None else order, kept.keep)
+        free = order is None and noise is None
+        order = place_order(schedule, batch_size, keys, order, kept, free=free)
         keys = keys if noise is None else None  # one program, whoever gives both
         drawing = (cond, keys, knobs, jnp.asarray(scales), noise, order, kept)
         inputs, mixing = (self.system, self.params, *drawing), self.mixing(scales, guidance)
@@ -207,6 +201,30 @@ def check_order(order: Any, batch_size: int, length: int) -> Array:
             f"permutation of the cells 0 to {length - 1}"
         )
     return jnp.asarray(cells, jnp.int32)
+
+
+def place_order(
+    schedule: Schedule,
+    batch_size: int,
+    keys: Array | None,
+    order: Array | None,
+    kept: Kept | None,
+    *,
+    free: bool,
+) -> Array | None:
+    """The order int32 [B, L] of the draws of B images; None: the schedule's own, in all steps.
+
+    ``order`` where it is given, else of shuffled schedules the keys'; where an order is ``free``,
+    cells that are kept come first.
+    """
+    if order is not None:
+        order = check_order(order, batch_size, schedule.length)
+    elif keys is not None and schedule.shuffled:
+        order = draw_order(keys, schedule.length)
+    if kept is not None and free and schedule.random:
+        own = jnp.arange(schedule.length)[None]
+        order = kept_first(own if order is None else order, kept.keep)
+    return order
 
 
 @functools.partial(jax.jit, static_argnames="length")
