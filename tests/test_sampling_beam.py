@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from ar_jax.convert.parity.stepwise import teacher_forced
-from ar_jax.evaluation.samples import generate
 from ar_jax.sampling import beam
 from ar_jax.sampling.beam import BeamSearch, Draft, Found, draw_beams
 from ar_jax.sampling.filters import Knobs
@@ -20,7 +19,7 @@ from ar_jax.sampling.likeliest import likeliest_maps
 from ar_jax.sampling.loop import CachedSampler, image_keys
 from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.toy_joint import LABEL, Toy, V
-from tests.toy_systems import toy_labels, toy_system
+from tests.toy_systems import toy_labels, toy_params, toy_system
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -40,7 +39,9 @@ def toy(request) -> Toy:
     if request.param == "next_scale":
         changes = dict(tokenizer=dict(scales=(1, 2)), schedule=dict(scales=(1, 2)))
     size = dict(image_size=4)
-    return Toy(*toy_system(request.param, vocab_size=V, autoencoder=size, **changes))
+    system, _ = toy_system(request.param, vocab_size=V, autoencoder=size, **changes)
+    # Of these parameters the likeliest raster image does not begin with the likeliest code.
+    return Toy(system, toy_params(system, seed=5))
 
 
 @pytest.mark.parametrize("guidance", [Guidance(), GUIDED], ids=["plain", "guided"])
@@ -61,7 +62,10 @@ def test_beams_for_all_beginnings_find_the_likeliest_images(toy, guidance):
     likelier = joint[best[0]] / joint[(toy.images == np.asarray(greedy.codes[0])).all(-1)][0]
     assert likelier >= 1
     if toy.system.schedule.name == "raster" and guidance.scale == 1:
-        assert likelier > 1.01  # the next likeliest code does not always lead there
+        assert likelier > 1.5
+
+
+_forced = jax.jit(teacher_forced, static_argnums=0)
 
 
 def forced_log_p(system: Any, params: Any, cond: Any, found: Found, guidance: Guidance) -> Any:
@@ -74,7 +78,7 @@ def forced_log_p(system: Any, params: Any, cond: Any, found: Found, guidance: Gu
         order = jnp.repeat(found.order, width, axis=0)
         codes = codes[jnp.arange(len(codes))[:, None], order]
     null = system.backbone.conditioner.null(cond)
-    given, other = (teacher_forced(system, params, c, codes, order) for c in (cond, null))
+    given, other = (_forced(system, params, c, codes, order) for c in (cond, null))
     scales = guidance.scales(system.schedule.num_steps)[system.schedule.step_id]
     scales = scales.reshape(1, -1, *(1,) * (given.ndim - 2))
     log_p = system.head.log_prob(other + scales * (given - other), codes)
@@ -111,7 +115,7 @@ def test_forked_caches_give_what_no_cache_gives(name, monkeypatch):
 @pytest.mark.parametrize("name", ["next_scale", pytest.param("random", marks=pytest.mark.slow)])
 def test_one_beam_of_one_candidate_is_plain_sampling(name):
     sampler = CachedSampler.create(*toy_system(name))
-    settings = dict(knobs=Knobs(temperature=1.2, top_k=6), guidance=GUIDED)
+    settings: dict[str, Any] = dict(knobs=Knobs(temperature=1.2, top_k=6), guidance=GUIDED)
     plain = sampler(COND, KEYS, **settings)
     found = BeamSearch(sampler=sampler, width=1, candidates=1)(COND, KEYS, **settings)
     jax.tree.map(np.testing.assert_array_equal, found, plain)
@@ -133,12 +137,11 @@ def test_a_score_of_images_is_what_is_searched_for():
     assert (found.scores[:, 0] > brightness(draft)).all()
     program: Any = draw_beams
     size = program._cache_size()
-    others = dict(knobs=Knobs(temperature=0.7, step_top_k=(1, 2, 3)), guidance=Guidance())
+    others: dict[str, Any] = dict(
+        knobs=Knobs(temperature=0.7, step_top_k=(1, 2, 3)), guidance=Guidance()
+    )
     search.search(COND, image_keys(0, 0, 3), given=given, keep=~keep, **others)
     assert program._cache_size() == size
-    # As any sampler.
-    drawn = generate(search, [0, 1, 2], batch_size=3)
-    assert drawn.images.shape == (3, *sampler.system.tokenizer.image_shape)
 
 
 @pytest.mark.parametrize("count", [1, 7, 70])
@@ -147,10 +150,10 @@ def test_likeliest_maps_against_all_maps(count):
     logits = rng.standard_normal((2, 4, 4)).astype(np.float32)
     logits[:, 1, 2] = -np.inf  # 48 maps are left
     real = jnp.array([True, True, True, False])
-    codes, valid = likeliest_maps(jnp.asarray(logits), real, count)
-    codes, valid = np.asarray(codes).reshape(2, count, 4), np.asarray(valid).reshape(2, count)
+    made, whether = likeliest_maps(jnp.asarray(logits), real, count)
+    codes, valid = np.asarray(made).reshape(2, count, 4), np.asarray(whether).reshape(2, count)
     maps = np.array(list(itertools.product(range(4), repeat=3)))
-    assert (codes[..., 3] == 0).all() and codes.dtype == np.int32
+    assert (codes[valid][:, 3] == 0).all() and codes.dtype == np.int32
     for row in range(2):
         log_p = np.asarray(jax.nn.log_softmax(logits[row, :3]))[np.arange(3), maps].sum(-1)
         best = np.argsort(-log_p)[: min(count, 48)]

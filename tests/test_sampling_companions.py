@@ -72,7 +72,7 @@ def test_its_own_null_class_as_the_weak_model_is_classifier_free_guidance(toy):
     # The logits themselves: noise that inverts the codes is a function of them.
     keys = image_keys(5, 0, BATCH)
     noises = [invert(s, same.codes, COND, keys, guidance=GUIDED) for s in (beside, toy.sampler)]
-    np.testing.assert_allclose(*noises, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(noises[0], noises[1], rtol=1e-5, atol=1e-5)
 
 
 def test_every_code_is_the_one_that_strong_and_weak_logits_give(toy):

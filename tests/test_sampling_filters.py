@@ -109,8 +109,10 @@ def test_errors(field, value, right):
 
 
 def test_knobs_of_every_step_are_those_of_one():
-    given = dict(temperature=0.8, top_k=3, top_p=0.9)
-    by_step = dict(step_temperatures=(1.0, 0.5), step_top_k=(0, 2), step_top_p=(0.3, 1.0))
+    given: dict[str, Any] = dict(temperature=0.8, top_k=3, top_p=0.9)
+    by_step: dict[str, Any] = dict(
+        step_temperatures=(1.0, 0.5), step_top_k=(0, 2), step_top_p=(0.3, 1.0)
+    )
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((5, 6)), jnp.float32)
     for fields in (given | by_step, given | {"step_top_k": (0, 2)}, given):
         for knobs in (Knobs(**fields).as_arrays(), Knobs(**fields).spread(2)):
@@ -122,7 +124,7 @@ def test_knobs_of_every_step_are_those_of_one():
                 ).as_arrays()
                 ours = truncate(logits, knobs.at(step))
                 np.testing.assert_array_equal(ours, truncate(logits, alone))
-    spread = [jax.tree.structure(Knobs(**f).spread(2)) for f in (given, given | by_step)]
+    spread: Any = [jax.tree.structure(Knobs(**f).spread(2)) for f in (given, given | by_step)]
     assert spread[0] == spread[1]  # one program for both
 
 

@@ -159,6 +159,7 @@ def test_the_script_takes_a_workdir_s_own_config(tokenizer):
         ({"optimizer.schedule": "exp"}, "config.optimizer.schedule='exp'"),
         ({"sampling.topk": 5, "train.preview_every": 0}, "sampling.topk = 5 is unknown; .*top_k"),
         ({"sampling.guidance.start": 3}, "guidance.start is 3, .* the steps 0 to 2"),
+        ({"sampling.step_top_k": (5, 6)}, "step_top_k has 2 numbers; the schedule has 3 steps"),
         ({"mesh.data": 3}, "config.mesh asks for 3 devices"),
         ({"mesh.tensor": 8}, r"dimension \d \(heads\) is 2, which config.mesh.tensor=8"),
     ],

@@ -68,11 +68,11 @@ class Composition:
                 "--weak, --rewards and --beams are of samplers that draw codes step by step: "
                 f"{workdir} has a {type(sampler).__name__}"
             )
-        sampler = sampler.beside(*models) if models else sampler
+        beside = sampler.beside(*models)
         if not self.beams:
-            return sampler
+            return beside
         settings: dict[str, Any] = {"candidates": self.candidates, "likeliest": self.likeliest}
-        return BeamSearch(sampler=sampler, width=self.beams, **settings)
+        return BeamSearch(sampler=beside, width=self.beams, **settings)
 
     def describe(self, workdir: str | Path) -> str:
         """', guided away from runs/var (parameters of step 200), ...' for reports."""

@@ -237,10 +237,8 @@ def draw_beams(
         if likeliest:
             return likeliest_maps(filtered, real, candidates)
         each = repeated(filtered, candidates)
-        noise = 0.0
-        if keys is not None:
-            noise = step_noise(keys, index, each.shape[1:])
-            noise = jnp.where(knobs.at(index).temperature > 0, noise, 0.0)
+        noise = jnp.zeros_like(each) if keys is None else step_noise(keys, index, each.shape[1:])
+        noise = jnp.where(knobs.at(index).temperature > 0, noise, 0.0)
         return system.head.draw(each, noise), jnp.ones(len(each), bool)
 
     def show(index: Any, codes: Array) -> Array:

@@ -143,8 +143,8 @@ def _brief(sizes: tuple[int, ...]) -> str:
 
 def _equal(ours: Params, theirs: Params) -> bool:
     """Whether two trees have the same names, shapes and values."""
-    pairs = jax.tree.structure(ours) == jax.tree.structure(theirs)
-    return pairs and all(
+    names: list[Any] = [jax.tree.structure(tree) for tree in (ours, theirs)]
+    return names[0] == names[1] and all(
         a.shape == b.shape and bool(jnp.array_equal(a, b))
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
     )

@@ -118,7 +118,7 @@ class Knobs:
             "step_top_k": knobs.top_k,
             "step_top_p": knobs.top_p,
         }
-        missing = {
+        missing: dict[str, Any] = {
             name: jnp.full(num_steps, value)
             for name, value in given.items()
             if not len(getattr(knobs, name))

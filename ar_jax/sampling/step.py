@@ -75,7 +75,7 @@ class Stepper:
             null = system.backbone.conditioner.null(cond)
             rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
             orders = order if order is None else jnp.concatenate([order, order])
-        given = {"system": system, "cond": cond, "guided": guided, "order": order}
+        given: dict[str, Any] = {"system": system, "cond": cond, "guided": guided, "order": order}
         return cls(**given, **fields, rows=rows, orders=orders)
 
     @property
@@ -106,10 +106,9 @@ class Stepper:
         )
         how: dict[str, Any] = {"step": index, "segment": segment}
         blocks = tuple(layer for layer in self.layers if layer < 0)
-        twice = guided and context is not None
         hidden, cache = system.backbone.apply(
             {"params": self.params["backbone"]},
-            jnp.concatenate([context, context]) if twice else context,
+            jnp.concatenate([context, context]) if guided and context is not None else context,
             self.rows,
             order=self.orders,
             cache=state.caches[0],
@@ -198,7 +197,7 @@ def padded(schedule: Schedule, rows: Any) -> Any:
 
 def run_steps(
     schedule: Schedule, step: Callable[[Any, Any, Any], tuple[Any, Any]], state: Any
-) -> tuple[list[Array], Any]:
+) -> tuple[list[Any], Any]:
     """All steps of a schedule, segment after segment.
 
     Args:
@@ -209,7 +208,7 @@ def run_steps(
         (what was made, one array [B, n', ...] a segment; the state after the last step).
     """
     scans = any(end - first > 1 for first, end in schedule.segments)
-    parts: list[Array] = []
+    parts: list[Any] = []
     for segment in schedule.segments:
         first, end = segment
         if end - first == 1:

@@ -140,7 +140,8 @@ def check_sampling(config: Any, system: Any) -> None:
 
     Training itself draws no samples where previews are off, and would end before anyone knew.
     """
-    _, guidance = build_sampling(config)
+    knobs, guidance = build_sampling(config)
+    knobs.check_steps(system.schedule.num_steps)
     guidance.scales(system.schedule.num_steps)
     mixed_layers(system.backbone, guidance)
 
