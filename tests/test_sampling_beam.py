@@ -135,6 +135,12 @@ def test_a_score_of_images_is_what_is_searched_for():
     plain = sampler(COND, KEYS, given=given, keep=keep)
     draft = Draft(plain.codes, plain.images, COND, jnp.zeros(3), 2)
     assert (found.scores[:, 0] > brightness(draft)).all()
+    # What is kept is no choice: both beams differ, though there is one code to draw.
+    last = BeamSearch(sampler=sampler, width=2, candidates=2, likeliest=True)
+    most = jnp.arange(21)[None] < jnp.full((3, 1), 20)
+    codes = last.search(COND, given=plain.codes, keep=most).codes
+    np.testing.assert_array_equal(codes[:, :, :20], np.repeat(plain.codes[:, None, :20], 2, 1))
+    assert (codes[:, 0, 20] != codes[:, 1, 20]).all()
     program: Any = draw_beams
     size = program._cache_size()
     others: dict[str, Any] = dict(
@@ -149,8 +155,8 @@ def test_likeliest_maps_against_all_maps(count):
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((2, 4, 4)).astype(np.float32)
     logits[:, 1, 2] = -np.inf  # 48 maps are left
-    real = jnp.array([True, True, True, False])
-    made, whether = likeliest_maps(jnp.asarray(logits), real, count)
+    free = jnp.tile(jnp.array([True, True, True, False]), (2, 1))
+    made, whether = likeliest_maps(jnp.asarray(logits), free, count)
     codes, valid = np.asarray(made).reshape(2, count, 4), np.asarray(whether).reshape(2, count)
     maps = np.array(list(itertools.product(range(4), repeat=3)))
     assert (codes[valid][:, 3] == 0).all() and codes.dtype == np.int32
@@ -159,7 +165,7 @@ def test_likeliest_maps_against_all_maps(count):
         best = np.argsort(-log_p)[: min(count, 48)]
         np.testing.assert_array_equal(codes[row, : len(best), :3], maps[best])
         np.testing.assert_array_equal(valid[row], np.arange(count) < 48)
-    bits, _ = likeliest_maps(jnp.asarray(logits).reshape(2, 4, 2, 2), real, 2)
+    bits, _ = likeliest_maps(jnp.asarray(logits).reshape(2, 4, 2, 2), free, 2)
     assert bits.shape == (4, 4, 2) and bits.dtype == jnp.int8
 
 

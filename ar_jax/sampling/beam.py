@@ -229,13 +229,13 @@ def draw_beams(
         companions=companions,
     )
     cond_each, places_each = repeated(cond, per_image), repeated(places, per_image)
-    kept_each = repeated(padded(schedule, kept), per_image)
+    kept_rows = repeated(padded(schedule, kept), width)
 
-    def propose(index: Any, logits: Array, real: Array) -> tuple[Array, Array]:
+    def propose(index: Any, logits: Array, free: Array) -> tuple[Array, Array]:
         """(codes [R C, n, ...], bool [R C]: whether they are any) of logits [R, n, ...]."""
         filtered = truncate(logits, knobs.at(index))
         if likeliest:
-            return likeliest_maps(filtered, real, candidates)
+            return likeliest_maps(filtered, free, candidates)
         each = repeated(filtered, candidates)
         noise = jnp.zeros_like(each) if keys is None else step_noise(keys, index, each.shape[1:])
         noise = jnp.where(knobs.at(index).temperature > 0, noise, 0.0)
@@ -255,9 +255,10 @@ def draw_beams(
         logits, caches = stepper.predict(index, segment, state)  # [R, n, ...]
         size = logits.shape[1]
         real = jnp.arange(size) < jnp.asarray(schedule.sizes)[index]  # [n]; others are padding
-        made, valid = propose(index, logits, real)
-        part = jax.tree.map(lambda rows: stepper.of_step(rows, index, size), kept_each)
-        made = made if part is None else part.force(made)
+        part = jax.tree.map(lambda rows: stepper.of_step(rows, index, size), kept_rows)
+        free = jnp.broadcast_to(real, (count, size)) if part is None else real[None] & ~part.keep
+        made, valid = propose(index, logits, free)
+        made = made if part is None else repeated(part, candidates).force(made)
         each = system.head.log_prob(repeated(logits, candidates), made)  # [R C, n]
         log_p = repeated(beams.log_p, candidates) + jnp.where(real[None], each, 0.0).sum(-1)
         log_p = jnp.where(valid, log_p, -jnp.inf)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ar_jax.api import Array
 
 
-def likeliest_maps(logits: Array, real: Array, count: int) -> tuple[Array, Array]:
+def likeliest_maps(logits: Array, free: Array, count: int) -> tuple[Array, Array]:
     """The likeliest maps of codes that are independent of each other, exactly, the best first.
 
     Position after position only the best C of all beginnings can go on to one of the best C maps,
@@ -16,7 +16,7 @@ def likeliest_maps(logits: Array, real: Array, count: int) -> tuple[Array, Array
 
     Args:
         logits: [R, n, V], or of bits [R, n, bits, 2]; -inf where a code is removed.
-        real: bool [n]; others are padding, and are 0.
+        free: bool [R, n]; others are padding or known, and are 0.
         count: C.
 
     Returns:
@@ -25,7 +25,7 @@ def likeliest_maps(logits: Array, real: Array, count: int) -> tuple[Array, Array
     rows, shape = len(logits), logits.shape[1:-1]
     log_p = jax.nn.log_softmax(logits, axis=-1)
     only = jnp.zeros_like(log_p).at[..., 1:].set(-jnp.inf)
-    mask = real.reshape(1, -1, *(1,) * (logits.ndim - 2))
+    mask = free.reshape(*free.shape, *(1,) * (logits.ndim - 2))
     flat = jnp.where(mask, log_p, only).reshape(rows, -1, logits.shape[-1])  # [R, N, V]
     values, best = jax.lax.top_k(flat, min(count, flat.shape[-1]))  # [R, N, M]
 
