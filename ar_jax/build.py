@@ -254,7 +254,7 @@ def create_draft_sampler(
         ValueError: models that do not fit each other or this way of drawing, or bad branches.
     """
     tree = DraftTree(tuple(branches))
-    check_drafts(sampler.system, draft.system, tree)
+    check_drafts(sampler, draft, tree)
     large, small = (
         dataclasses.replace(one.system, backbone=TreeDecoder.of(one.system.backbone, tree))
         for one in (sampler, draft)

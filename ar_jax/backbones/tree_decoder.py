@@ -21,6 +21,7 @@ from ar_jax.backbones.step_rows import Segment
 from ar_jax.nn.draft_tree import DraftTree
 
 Array = jax.Array
+ROWS = 1  # the axis of a cache's rows
 
 
 class TreeDecoder(Decoder, kw_only=True):
@@ -64,9 +65,9 @@ class TreeDecoder(Decoder, kw_only=True):
             return cache
         base = self.lead + step
 
-        def moved(rows: Array) -> Array:  # [B, T, H, K]
-            kept = jnp.take(rows, base + path, axis=1, mode="clip")
-            return jax.lax.dynamic_update_slice_in_dim(rows, kept, base + 1, axis=1)
+        def moved(rows: Array) -> Array:
+            kept = jnp.take(rows, base + path, axis=ROWS, mode="clip")
+            return jax.lax.dynamic_update_slice_in_dim(rows, kept, base + 1, axis=ROWS)
 
         return jax.tree.map(moved, cache)
 

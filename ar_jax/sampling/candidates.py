@@ -26,8 +26,9 @@ def draw_candidates(
         logits: [n, V], the drafting model's, before the knobs: greedy drafts are its largest ones.
         log_q: [n, V], under the knobs.
         gumbel: noise [n, V].
-        greedy: bool, whether the temperature is 0; the drafts are then certain.
+        greedy: bool [n], whether the temperature is 0; the drafts are then certain.
     """
+    greedy = greedy[:, None]
     _, drafts = jax.lax.top_k(jnp.where(greedy, logits, log_q + gumbel), count)
     # Logits where greedy: all that counts then is that none is impossible.
     return drafts.astype(jnp.int32), jnp.where(greedy, jax.nn.log_softmax(logits), log_q)
@@ -42,7 +43,7 @@ def choose(
         log_p, log_q: [V], log-probabilities of the model and of what drew the drafts.
         drafts: int32 [c], in the order of their draws.
         uniform: float32 [c], in [0, 1).
-        greedy: see `draw_candidates`: q is then the draft alone.
+        greedy: bool, see `draw_candidates`: q is then the draft alone.
     """
     count, vocab = len(drafts), len(log_p)
     kept = jnp.int32(count)

@@ -71,7 +71,7 @@ class ContinuousBatch:
     def __init__(
         self, sampler: CachedSampler, *, slots: int, guided: bool = True, codes_per_call: int = 4
     ) -> None:
-        check_one_by_one(sampler.system, "continuous batching")
+        check_one_by_one(sampler, "continuous batching")
         for name, value in (("slots", slots), ("codes_per_call", codes_per_call)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")

@@ -74,7 +74,9 @@ class DraftSampler:
         Raises:
             ValueError: see `ar_jax.sampling.speculative.speculate`.
         """
-        inputs, guided = speculation_inputs(self.system, cond, keys, knobs, guidance, order)
+        inputs, guided = speculation_inputs(
+            self.system.schedule, cond, keys, knobs, guidance, order
+        )
         codes, calls = draw_drafted(
             *(self.system, self.draft_system, self.params, self.draft_params, *inputs),
             guided=guided,
@@ -88,10 +90,11 @@ class DraftSampler:
         return CachedSampler(self.system, self.params).decode(codes, steps)
 
 
-def check_drafts(system: System, draft_system: System, tree: DraftTree) -> None:
+def check_drafts(sampler: CachedSampler, draft: CachedSampler, tree: DraftTree) -> None:
     """Raises ValueError unless one system can draft for the other; names what differs."""
-    for one, what in ((system, "speculation"), (draft_system, "drafting")):
+    for one, what in ((sampler, "speculation"), (draft, "drafting")):
         check_windows(one, what)
+    system, draft_system = sampler.system, draft.system
     pairs: dict[str, tuple[Any, Any]] = {
         "schedule": (system.schedule, draft_system.schedule),
         "head.vocab_size": (system.head.vocab_size, draft_system.head.vocab_size),
@@ -135,7 +138,6 @@ def draw_drafted(
         OneImage(system=one, params=weights, knobs=knobs, scales=scales, guided=guided)
         for one, weights in ((system, params), (draft_system, draft_params))
     )
-    greedy = knobs.temperature <= 0
 
     def begin(key: Array, cond: Cond, order: Array | None) -> State:
         """Both models have seen the condition, and the first code is settled."""
@@ -172,30 +174,31 @@ def draw_drafted(
                     *(nodes[-1], cond, step, places(step, *span), cache, order),
                     backbone=draft_system.backbone.at(*span),
                 )
-            log_q = small.log_p(logits, places(step, *span))
+            at = places(step, *span)
+            log_q = small.log_p(logits, at)
             noise = jax.random.gumbel(jax.random.fold_in(key, level), log_q.shape)
-            codes, log_q = draw_candidates(logits, log_q, count, noise, greedy)
+            codes, log_q = draw_candidates(logits, log_q, count, noise, small.greedy(at))
             nodes.append(codes.reshape(-1))
             given.append(log_q)
         return jnp.concatenate(nodes), jnp.concatenate(given), cache
 
     def iterate(state: State, key: Array, cond: Cond, order: Array | None) -> State:
         """One call of the large model, and ``depth`` of the small one."""
-        step = jnp.minimum(state.settled, length - 1)  # of an image that is done the last
+        step = jnp.minimum(state.settled, length - 1)  # of an image that is done, its last
         key, accept, last = jax.random.split(jax.random.fold_in(key, state.calls), 3)
         nodes, log_q, draft_cache = drafted(state, step, key, cond, order)
         at = places(step, 0, len(nodes))
         logits, cache = large.logits(
             *(nodes, cond, step, at, state.cache, order), backbone=system.backbone.at(0, len(nodes))
         )
-        log_p = large.log_p(logits, at)
+        log_p, greedy = large.log_p(logits, at), large.greedy(at)
         node, kept, going = jnp.int32(0), jnp.int32(0), jnp.bool_(True)
         left, path = log_p[0], []
         for level, count in enumerate(tree.branches):
             child = jnp.asarray(tree.first_child)[node]
             uniform = jax.random.uniform(jax.random.fold_in(accept, level), (count,))
             drafts = jax.lax.dynamic_slice_in_dim(nodes, child, count)
-            chosen, rest = choose(log_p[node], log_q[node], drafts, uniform, greedy)
+            chosen, rest = choose(log_p[node], log_q[node], drafts, uniform, greedy[node])
             stays = going & (chosen < count)
             left = jnp.where(going, jnp.where(stays, log_p[child + chosen], rest), left)
             node = jnp.where(stays, child + chosen, node)

@@ -15,9 +15,9 @@ from ar_jax.api import Array, Cache, Cond, Params, System
 from ar_jax.sampling.filters import Knobs, truncate
 
 
-def check_one_by_one(system: System, what: str) -> None:
+def check_one_by_one(sampler: Any, what: str) -> None:
     """Raises ValueError unless the system draws one code a step from the codes before it."""
-    schedule = system.schedule
+    system, schedule = sampler.system, sampler.system.schedule
     if schedule.num_steps != schedule.length or system.tokenizer.quantizer.context != "codes":
         raise ValueError(
             f"schedule.name={schedule.name!r}: {what} is of systems that draw one code a step from "
@@ -25,13 +25,14 @@ def check_one_by_one(system: System, what: str) -> None:
         )
 
 
-def check_windows(system: System, what: str) -> None:
+def check_windows(sampler: Any, what: str) -> None:
     """`check_one_by_one`, and that one call of the backbone can take the steps of many codes."""
-    check_one_by_one(system, what)
-    if not getattr(system.backbone, "takes_windows", False):
+    check_one_by_one(sampler, what)
+    backbone = sampler.system.backbone
+    if not getattr(backbone, "takes_windows", False):
         raise ValueError(
             f"{what} needs a backbone that takes many steps in one call, which "
-            f"{type(system.backbone).__name__} does not: use 'decoder'"
+            f"{type(backbone).__name__} does not: use 'decoder'"
         )
 
 
@@ -101,6 +102,10 @@ class OneImage:
         return jax.vmap(lambda row, place: _log_softmax(row, self.knobs.at(place)))(
             logits, positions
         )
+
+    def greedy(self, positions: Array) -> Array:
+        """Bool [n], whether the largest logit is the code."""
+        return jax.vmap(lambda place: self.knobs.at(place).temperature <= 0)(positions)
 
 
 def draw(logits: Array, gumbel: Array) -> Array:

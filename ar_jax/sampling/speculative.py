@@ -32,6 +32,7 @@ from ar_jax.sampling.loop import (
     to_cells,
 )
 from ar_jax.sampling.one_image import OneImage, check_windows, draw, residual
+from ar_jax.schedules import Schedule
 
 # How a draft behind the first rejection is drawn again. 'independent': with new noise (SJD).
 # 'gumbel': with the position's own Gumbel noise, so that it changes only where p does enough.
@@ -114,12 +115,13 @@ def speculate(
         ValueError: another kind of system, a window that is not between 1 and L - 1, an unknown
             ``redraw``, smooth draws, or keys or an order that are not one for every condition.
     """
+    check_windows(sampler, "speculation")
     length = sampler.system.schedule.length
     if not 1 <= window < length:
         raise ValueError(f"window is {window}; it must be between 1 and {length - 1}")
     if redraw not in REDRAWS:
         raise ValueError(f"redraw is {redraw!r}; it must be one of {REDRAWS}")
-    inputs, guided = speculation_inputs(sampler.system, cond, keys, knobs, guidance, order)
+    inputs, guided = speculation_inputs(sampler.system.schedule, cond, keys, knobs, guidance, order)
     codes, calls = draw_speculative(
         *(sampler.system, sampler.params, *inputs),
         guided=guided,
@@ -132,7 +134,7 @@ def speculate(
 
 
 def speculation_inputs(
-    system: System,
+    schedule: Schedule,
     cond: Cond,
     keys: Array,
     knobs: Knobs | None,
@@ -144,18 +146,17 @@ def speculation_inputs(
     Raises:
         ValueError: see `speculate`.
     """
-    check_windows(system, "speculation")
     batch_size = len(jax.tree.leaves(cond)[0])
     check_keys(keys, batch_size)
-    knobs, scales = by_step(system.schedule, knobs, guidance)
+    knobs, scales = by_step(schedule, knobs, guidance)
     (guidance or Guidance()).check_layers(0)
     if knobs.smooth:
         raise ValueError("sampling.smooth mixes codes between scales: there is none to speculate")
     knobs.check_unused(("choice_temperature", "confidence"), "codes drawn in a fixed order")
     if order is not None:
-        order = check_order(order, batch_size, system.schedule.length)
-    elif system.schedule.shuffled:
-        order = draw_order(keys, system.schedule.length)
+        order = check_order(order, batch_size, schedule.length)
+    elif schedule.shuffled:
+        order = draw_order(keys, schedule.length)
     return (cond, keys, knobs, jnp.asarray(scales), order), bool(np.any(scales != 1.0))
 
 
