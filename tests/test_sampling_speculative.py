@@ -162,13 +162,12 @@ def test_greedy_is_the_plain_greedy_and_one_program_draws_all(sampler):
 
 def test_a_group_of_one_is_the_exact_rule(sampler):
     cond, keys = toy_labels(6), image_keys(0, 0, 6)
-    exact, one, wide = (
+    exact, one = (
         speculate(sampler, cond, keys, window=5, guidance=GUIDED, grouping=grouping)
-        for grouping in (None, Grouping(size=1), Grouping(size=6, difference=1.0, distance=10.0))
+        for grouping in (None, Grouping(size=1))
     )
     np.testing.assert_array_equal(exact.samples.codes, one.samples.codes)
     np.testing.assert_array_equal(exact.calls, one.calls)
-    assert wide.calls.sum() < exact.calls.sum()
 
 
 @pytest.mark.parametrize(

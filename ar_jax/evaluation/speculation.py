@@ -101,9 +101,9 @@ def load_draft(workdir: str | Path, sampler: CachedSampler) -> CachedSampler:
     if not isinstance(draft, CachedSampler):
         raise ValueError(f"{workdir} holds no generator that draws one code after the other")
     both = params["tokenizer"], sampler.params["tokenizer"]
-    trees = [jax.tree.structure(one) for one in both]
-    if trees[0] != trees[1] or not all(
-        np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, both), strict=True)
+    drafts, ours = (jax.tree.leaves_with_path(one) for one in both)
+    if [path for path, _ in drafts] != [path for path, _ in ours] or not all(
+        np.array_equal(a, b) for (_, a), (_, b) in zip(drafts, ours, strict=True)
     ):
         raise ValueError(
             f"{workdir} was trained on codes of another tokenizer than the generator that it is to "

@@ -105,7 +105,7 @@ class OneImage:
 
     def greedy(self, positions: Array) -> Array:
         """Bool [n], whether the largest logit is the code."""
-        return jax.vmap(lambda place: self.knobs.at(place).temperature <= 0)(positions)
+        return jax.vmap(lambda place: jnp.asarray(self.knobs.at(place).temperature) <= 0)(positions)
 
 
 def draw(logits: Array, gumbel: Array) -> Array:

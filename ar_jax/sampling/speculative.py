@@ -81,7 +81,11 @@ class SpeculativeSampler:
 
     def __call__(self, cond: Cond, keys: Array, **settings: Any) -> Samples:
         """See `speculate`."""
-        fields = {"window": self.window, "redraw": self.redraw, "grouping": self.grouping}
+        fields: dict[str, Any] = {
+            "window": self.window,
+            "redraw": self.redraw,
+            "grouping": self.grouping,
+        }
         return speculate(self.sampler, cond, keys, **fields, **settings).samples
 
     def decode(self, codes: Array, steps: int | None = None) -> Array:
