@@ -97,8 +97,7 @@ def test_a_broken_sampler_is_found(toy, monkeypatch):
 
 def test_grouped_acceptance_is_lossy(toy):
     """So that nobody takes it for exact."""
-    wide = Grouping(size=4, difference=1.0, distance=10.0)
-    assert p_of(toy, "plain", 2, "maximal", grouping=wide) < 1e-9
+    assert p_of(toy, "plain", 2, "maximal", grouping=Grouping()) < 1e-9
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ class Speculation:
         grouped = self.rule == "grouped"
         return SpeculativeSampler(
             sampler=sampler,
-            window=min(self.window, sampler.system.schedule.length - 1),
+            window=self.window,
             redraw="maximal" if grouped else self.rule,
             grouping=(self.grouping or Grouping()) if grouped else None,
         )

@@ -1,9 +1,10 @@
 """Grouped acceptance (arXiv:2508.07747): drafts judged by the codes like them. Lossy.
 
 A draft that an exact rule keeps with min(1, p / q) is kept with min(1, p(C) / q(C)), C a group of
-codes beside it. The groups of two codes overlap, so what is drawn has NOT the model's distribution:
-with four codes a draft can always be kept while the total variation is 0.3. How far off it is
-depends on the model; `experiments/benchmarks/speculation.py` measures it.
+codes beside it. The groups of two codes overlap, so what is drawn has NOT the model's distribution.
+Of the tests' toy (256 images, 40,000 draws) the total variation from the enumerated joint is 0.055
+with the default group and 0.31 with groups of all codes, where exact draws give 0.024 by chance.
+How far off a trained model's images are, `experiments/benchmarks/speculation.py` measures.
 """
 
 from __future__ import annotations
