@@ -95,6 +95,7 @@ def test_a_broken_sampler_is_found(toy, monkeypatch):
     assert p_of(toy, "plain", 2, "gumbel", fresh) < 1e-9
 
 
+@SLOW
 def test_grouped_acceptance_is_lossy(toy):
     """So that nobody takes it for exact."""
     assert p_of(toy, "plain", 2, "maximal", grouping=Grouping()) < 1e-9
