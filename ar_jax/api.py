@@ -43,6 +43,8 @@ class Samples:
     images: Array  # float32 [B, H, W, C] in [-1, 1]
     # int32 [B, L], the positions in the order in which they were drawn; None: as they are stored.
     order: Array | None = None
+    # int32 [B], how often the model was called for each image; None: as often as there are steps.
+    calls: Array | None = None
 
 
 @flax.struct.dataclass

@@ -103,6 +103,8 @@ class Decoder(nn.Module, kw_only=True):
     scan: bool = True
     dtype: DTypeLike = jnp.float32
 
+    takes_windows = True  # a context longer than a step's goes on into the steps after it
+
     @property
     def conditioner(self) -> ClassCondition | TextCondition:
         """The condition module, also for its parameterless ``null`` and ``rows``."""

@@ -17,13 +17,16 @@ from ar_jax.evaluation.coding import decode_known, decode_stages
 from ar_jax.evaluation.grids import save_frames, upscale
 from ar_jax.evaluation.labels import check_classes, choose_labels
 from ar_jax.evaluation.load import describe_weights, load_system
+from ar_jax.evaluation.speculation import Speculation
 from ar_jax.evaluation.standard import record_samples
 from ar_jax.io.images import PICTURE_CHANNELS, image_grid, save_png
 from ar_jax.io.progress import Progress
+from ar_jax.sampling.draft import DraftSampler
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import image_keys
 from ar_jax.sampling.search import BestOf
+from ar_jax.sampling.speculative import SpeculativeSampler
 from ar_jax.tokenizers.tokenizer import to_uint8
 
 MAX_STAGES = 10  # columns of a strip: VAR's scales
@@ -40,6 +43,7 @@ class Generated(NamedTuple):
     order: np.ndarray | None = (
         None  # int32 [N, L], the positions as they were drawn, if not in order
     )
+    calls: np.ndarray | None = None  # int32 [N], of the model, if they differ from image to image
 
 
 def sampling_of(config: Any, overrides: Mapping[str, Any] | None = None) -> tuple[Knobs, Guidance]:
@@ -85,7 +89,7 @@ def describe_sampling(knobs: Knobs, guidance: Guidance) -> str:
 
 
 def generate(
-    sampler: AnySampler | BestOf,
+    sampler: AnySampler | BestOf | SpeculativeSampler | DraftSampler,
     labels: Sequence[int] | np.ndarray,
     *,
     seed: int = 0,
@@ -124,7 +128,7 @@ def generate(
 
 
 def generate_from(
-    sampler: AnySampler | BestOf,
+    sampler: AnySampler | BestOf | SpeculativeSampler | DraftSampler,
     cond: Mapping[str, np.ndarray],
     *,
     seed: int = 0,
@@ -145,7 +149,7 @@ def generate_from(
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     batch_size = min(batch_size, count)
     images = _empty_images((count, *sampler.system.tokenizer.image_shape), scratch)
-    codes, orders = [], []
+    codes, orders, calls = [], [], []
     with Progress(count, title="sampling", unit="image", enabled=progress) as bar:
         for start in range(0, count, batch_size):
             rows = np.arange(start, start + batch_size)
@@ -153,15 +157,19 @@ def generate_from(
             part = {name: jnp.asarray(v[np.minimum(rows, count - 1)]) for name, v in cond.items()}
             keys = image_keys(seed, first + start, batch_size)
             samples = sampler(part, keys, knobs=knobs, guidance=guidance)
-            drawn = jax.device_get((_to_uint8(samples.images), samples.codes, samples.order))
+            found = (_to_uint8(samples.images), samples.codes, samples.order, samples.calls)
+            drawn = jax.device_get(found)
             images[start : start + real] = drawn[0][:real]
             codes.append(drawn[1][:real])
             if drawn[2] is not None:
                 orders.append(drawn[2][:real])
+            if drawn[3] is not None:
+                calls.append(drawn[3][:real])
             bar.advance(real)
     labels = cond.get("label", np.arange(count, dtype=np.int32))
     order = np.concatenate(orders) if orders else None
-    return Generated(images, labels, np.concatenate(codes), order)
+    counts = np.concatenate(calls) if calls else None
+    return Generated(images, labels, np.concatenate(codes), order, counts)
 
 
 def _empty_images(shape: tuple[int, ...], scratch: str | Path | None) -> np.ndarray:
@@ -263,6 +271,7 @@ def sample_workdir(
     num_images: int | None = None,
     captions: str | Path | None = None,
     sampling: Mapping[str, Any] | None = None,
+    speculation: Speculation | None = None,
     seed: int = 0,
     batch_size: int = 100,
     step: int | None = None,
@@ -281,6 +290,8 @@ def sample_workdir(
         captions: in place of these, for a generator of captions, which needs it: a file of their
             features, an image of each; see `ar_jax.evaluation.captions`.
         sampling: see `sampling_of`.
+        speculation: with fewer calls of the model, of generators that draw one code a step; the
+            images say how many, and are others than without.
         seed, batch_size: see `generate`.
         step: of the checkpoint; None for the newest.
         npz: also write all images there, see `save_npz`, and how they were drawn beside it.
@@ -310,9 +321,10 @@ def sample_workdir(
             "--strip and --frames decode codes step by step, which --smooth mixes: give one"
         )
     sampler = create_sampler(system, params)
+    drawing = sampler if speculation is None else speculation.sampler(sampler)
     with jax.default_matmul_precision(config["precision"]):
         drawn = generate_from(
-            sampler,
+            drawing,
             cond,
             seed=seed,
             batch_size=batch_size,
@@ -329,7 +341,9 @@ def sample_workdir(
     if npz is not None:
         save_npz(npz, drawn.images, drawn.labels)
         weights = describe_weights(workdir, config, step)
-        record_samples(npz, f"{describe_sampling(knobs, guidance)}, {weights}, seed {seed}")
+        how = describe_sampling(knobs, guidance)
+        how += "" if speculation is None else f", {speculation}"
+        record_samples(npz, f"{how}, {weights}, seed {seed}")
     return drawn
 
 

@@ -21,7 +21,7 @@ from ar_jax.api import Array, Cache, Cond, Params, System
 from ar_jax.sampling.filters import Knobs, truncate
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import CachedSampler, by_step
-from ar_jax.sampling.speculative import check_one_by_one
+from ar_jax.sampling.one_image import check_one_by_one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class ContinuousBatch:
     def __init__(
         self, sampler: CachedSampler, *, slots: int, guided: bool = True, codes_per_call: int = 4
     ) -> None:
-        check_one_by_one(sampler.system, "continuous batching")
+        check_one_by_one(sampler, "continuous batching")
         for name, value in (("slots", slots), ("codes_per_call", codes_per_call)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
