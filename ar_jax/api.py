@@ -28,11 +28,12 @@ class Cache:
     """Keys and values of the rows seen so far, one array a layer (samplers unroll the layers).
 
     A tuple instead of a stacked array because a decode step that updates one slice of a stacked
-    cache makes XLA copy the others.
+    cache makes XLA copy the others; head after head because products over one head's rows would
+    else copy them all.
     """
 
-    k: tuple[Array, ...]  # each [B, T, H, K]
-    v: tuple[Array, ...]  # each [B, T, H, K]
+    k: tuple[Array, ...]  # each [B, H, T, K]
+    v: tuple[Array, ...]  # each [B, H, T, K]
 
 
 @flax.struct.dataclass

@@ -52,7 +52,7 @@ class Slots(NamedTuple):
     keys: Array  # [N]
     knobs: Knobs  # leaves [N, ...]
     scales: Array  # float32 [N, L]
-    cache: Cache  # leaves [N, 2 or 1, T, H, K]: each slot's conditional and null rows
+    cache: Cache  # leaves [N, 2 or 1, H, T, K]: each slot's conditional and null rows
 
 
 class ContinuousBatch:
