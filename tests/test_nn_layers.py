@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ar_jax.nn.attention import attend, attend_cache, write, visibility
+from ar_jax.nn.attention import attend, attend_cache, visibility, write
 from ar_jax.nn.conv import fold, unfold
 from ar_jax.nn.layers import MLP, RMSNorm, activate, drop_path, layer_norm, unit
 from ar_jax.nn.positions import rope_2d, rotate, rotate_by_product, rotate_pairs

@@ -81,6 +81,7 @@ class Step:
 
     run: Callable[..., tuple[Array, Cache]]  # (params, context, cond, cache) -> (logits, cache)
     context: jax.ShapeDtypeStruct | None
+    cache: Cache  # of shapes, only as many rows as the step sees
     work: Work
 
 
@@ -101,7 +102,7 @@ def sampling_step(sampler: Any, cond: Cond, index: int, *, guided: bool) -> Step
         null = system.backbone.conditioner.null(cond)
         cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
     rows = len(jax.tree.leaves(cond)[0])
-    cache = jax.eval_shape(lambda: system.backbone.init_cache(rows))
+    whole = jax.eval_shape(lambda: system.backbone.init_cache(rows))
     context, seen = None, schedule.starts[index] + schedule.sizes[index]
     if index:
         tokenizer = system.tokenizer
@@ -119,9 +120,16 @@ def sampling_step(sampler: Any, cond: Cond, index: int, *, guided: bool) -> Step
         )
         return system.head.apply({"params": params["head"]}, hidden), cache
 
+    unseen = schedule.length - seen
+    cache = jax.tree.map(
+        lambda rows: jax.ShapeDtypeStruct(
+            (*rows.shape[:2], rows.shape[2] - unseen, rows.shape[3]), rows.dtype
+        ),
+        whole,
+    )
     flops = count_products(run, sampler.params, context, cond, cache)
-    moved = weight_bytes(sampler.params) + seen / schedule.length * cache_bytes(cache)
-    return Step(run=run, context=context, work=Work(flops, moved))
+    moved = weight_bytes(sampler.params) + cache_bytes(cache)
+    return Step(run=run, context=context, cache=cache, work=Work(flops, moved))
 
 
 def sampling_work(sampler: Any, cond: Cond, *, guided: bool) -> Work:

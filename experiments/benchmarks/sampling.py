@@ -18,8 +18,8 @@ Parameters are random and nothing is read. What is timed draws codes, compiled b
 them; --decode adds their images. All settings take turns --repeats times in one process, the rates
 of the machine with them (see `ar_jax.compilation.floors`), so that what else runs on it meets all
 alike: trust the ratios, each of one turn, more than the times. 'gap' is a time over the floor of
-its turn. --steps_too times the steps of the base one by one, the last ones of what is a scan in the
-sampler at half its length, without draws.
+its turn. --steps_too times the steps of the base one by one, without draws, each compiled
+for itself: for next-scale prediction. A step of raster is an image's time over their number.
 
 --against runs a command with {images} replaced by --batch of the base and by its double: the
 difference is its time for a batch, whatever it takes to start. It is told the number of threads by
@@ -183,16 +183,13 @@ def random_params(objective: Any) -> dict[str, Any]:
 
 
 def time_steps(timed: Timed) -> Iterator[tuple[int, Step, float]]:
-    """(number, step, seconds); of steps of one size the middle one alone."""
-    sizes = timed.sampler.system.schedule.sizes
-    numbers = range(len(sizes)) if len(set(sizes)) > 1 else [len(sizes) // 2]
-    rows = timed.batch * (1 + timed.guided)
+    """(number, step, seconds) of each."""
     cond = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * (1 + timed.guided)), timed.cond)
-    for number in numbers:
-        cache = jax.jit(lambda: timed.sampler.system.backbone.init_cache(rows))()
+    for number in range(timed.sampler.system.schedule.num_steps):
         step = sampling_step(timed.sampler, timed.cond, number, guided=timed.guided)
         shape = step.context
         context = None if shape is None else jnp.zeros(shape.shape, shape.dtype)
+        cache = jax.tree.map(lambda rows: jnp.zeros(rows.shape, rows.dtype), step.cache)
         run = jax.jit(step.run, donate_argnums=3)
         _, cache = jax.block_until_ready(run(timed.sampler.params, context, cond, cache))
         times = []
@@ -270,6 +267,10 @@ def main(argv: Sequence[str]) -> None:
         row["over_base"] = spread([times[name] / times["base"] for times in turns])
         print(f"{name}: {texts.get(name, AGAINST.value)}")
         say("seconds an image", row["seconds_an_image"])
+        if name in settings:
+            steps = settings[name].sampler.system.schedule.num_steps
+            row["seconds_a_step"] = spread([s * settings[name].batch / steps for s in seconds])
+            say("seconds a step of a batch", row["seconds_a_step"])
         if name != "base":
             say("times the base's", row["over_base"])
         if name in settings:
