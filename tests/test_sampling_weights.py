@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def test_the_plain_sampler_draws_the_same_codes(toy):
     rng = np.random.default_rng(0)
     shape = (BATCH, system.schedule.length, system.head.vocab_size)
     noise = jnp.asarray(rng.gumbel(size=shape), jnp.float32)
-    settings = dict(knobs=Knobs(temperature=0.8, top_k=6, top_p=0.95), guidance=GUIDED)
+    settings: Any = dict(knobs=Knobs(temperature=0.8, top_k=6, top_p=0.95), guidance=GUIDED)
     cached = CachedSampler.create(system, params)(toy_labels(BATCH), noise=noise, **settings)
     plain = PlainSampler(system, params)
     np.testing.assert_array_equal(plain(toy_labels(BATCH), noise, **settings), cached.codes)

@@ -4,8 +4,9 @@
 
 Lossy: what is drawn is not what the weights as trained draw; `distance` measures by how much. The
 kernels of backbone and head are narrowed, everything else and the tokenizer stay as they are. A
-kernel is widened where it is multiplied, which a TPU's or GPU's compiler does inside the product;
-a CPU's writes the wide kernel first, so that int8 saves memory there and no time.
+kernel is widened where it is multiplied, which a TPU's or GPU's compiler does inside the product. A
+CPU's does it once a call, before the first step: there int8 saves what lies in memory between
+calls, and neither time nor the peak.
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ BASE = flags.DEFINE_string("base", None, "The setting that ratios are of.", requ
 OTHER = flags.DEFINE_string("other", None, "Another setting.")
 AGAINST = flags.DEFINE_string("against", None, "A command that draws {images} images.")
 REPEATS = flags.DEFINE_integer("repeats", 5, "Turns; medians and extremes count.", lower_bound=1)
+WARMUP = flags.DEFINE_bool("warmup", True, "Begin with a turn that does not count.")
 DECODE = flags.DEFINE_bool("decode", False, "Make images of the codes too.")
 STEPS_TOO = flags.DEFINE_bool("steps_too", False, "Time the steps of the base one by one.")
 OUT = flags.DEFINE_string("out", None, "JSON file of the figures.")
@@ -200,13 +201,13 @@ def time_steps(timed: Timed) -> Iterator[tuple[int, Step, float]]:
         yield number, step, min(times)
 
 
-def run_command(batch: int) -> float:
-    """Seconds an image of --against."""
+def run_command(command: str, batch: int) -> float:
+    """Seconds an image of it."""
     threads = str(len(os.sched_getaffinity(0)))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     taken = []
     for images in (batch, 2 * batch):
-        text = AGAINST.value.replace("{images}", str(images)).replace("{threads}", threads)
+        text = command.replace("{images}", str(images)).replace("{threads}", threads)
         start = time.perf_counter()
         result = subprocess.run(
             shlex.split(text), env=os.environ | dict.fromkeys(names, threads), check=False
@@ -244,12 +245,12 @@ def main(argv: Sequence[str]) -> None:
             settings[name] = prepare(text, config, words)
     turns: list[dict[str, float]] = []
     rates: list[Rates] = []
-    for turn in range(-1, REPEATS.value):  # the first turn warms up
+    for turn in range(-1 if WARMUP.value else 0, REPEATS.value):
         times = {name: timed.seconds_an_image() for name, timed in settings.items()}
         if turn < 0:
             continue
         if AGAINST.value:
-            times["against"] = run_command(settings["base"].batch)
+            times["against"] = run_command(AGAINST.value, settings["base"].batch)
         turns.append(times)
         rates.append(measure_rates())
     result: dict[str, Any] = {
