@@ -21,7 +21,7 @@ from ar_jax.backbones.step_rows import Segment
 from ar_jax.nn.draft_tree import DraftTree
 
 Array = jax.Array
-ROWS = 1  # the axis of a cache's rows
+ROWS = 2  # the axis of a cache's rows
 
 
 class TreeDecoder(Decoder, kw_only=True):
