@@ -241,8 +241,11 @@ def main(argv: Sequence[str]) -> None:
     settings = {}
     for name, text in texts.items():
         config, words = read_setting(text)
-        with jax.default_matmul_precision(matmul_precision(config)):
-            settings[name] = prepare(text, config, words)
+        try:
+            with jax.default_matmul_precision(matmul_precision(config)):
+                settings[name] = prepare(text, config, words)
+        except ValueError as error:
+            raise app.UsageError(f"{text!r}: {error}") from error
     turns: list[dict[str, float]] = []
     rates: list[Rates] = []
     for turn in range(-1 if WARMUP.value else 0, REPEATS.value):
