@@ -33,6 +33,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import shlex
 import statistics
@@ -61,7 +62,7 @@ from ar_jax.io.run_info import environment
 from ar_jax.objectives.likelihood import init_tokenizer
 from ar_jax.sampling.loop import CachedSampler, image_keys
 from ar_jax.sampling.plain import PlainSampler
-from ar_jax.sampling.weights import distance, with_weights
+from ar_jax.sampling.weights import CONTRACTED, distance, with_weights
 from ar_jax.train.fields import matmul_precision
 
 BASE = flags.DEFINE_string("base", None, "The setting that ratios are of.", required=True)
@@ -163,7 +164,7 @@ def prepare(text: str, config: Any, words: Mapping[str, Any]) -> Timed:
 
 
 def random_params(objective: Any) -> dict[str, Any]:
-    """Normal draws over the root of the first axis; compiling the true initial ones takes longer.
+    """Normal draws over the root of what is summed; compiling the true initial ones takes longer.
 
     Heads that begin at zero speak too, and so do kernels behind gates.
     """
@@ -174,10 +175,13 @@ def random_params(objective: Any) -> dict[str, Any]:
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         values = rng.standard_normal(leaf.shape, dtype=np.float32)
-        if len(leaf.shape) < 2:
-            values = 0.02 * values + (path[-1].key == "scale")
+        names = [getattr(key, "key", "") for key in path]
+        shape = leaf.shape["blocks" in names :]  # of one layer
+        if len(shape) < 2:
+            values = 0.02 * values + (names[-1] == "scale")
         else:
-            values *= leaf.shape[0] ** -0.5
+            summed = CONTRACTED.get(names[-2], 1) if len(shape) > 2 else 1
+            values *= math.prod(shape[:summed]) ** -0.5
         return jnp.asarray(values, leaf.dtype)
 
     return jax.tree.map_with_path(draw, jax.eval_shape(init, jax.random.key(0)))
