@@ -13,6 +13,7 @@ from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.backbones.fractal import Fractal
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.noisy_decoder import NoisyDecoder
+from ar_jax.backbones.shuffled_decoder import ShuffledDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.entities import next_entity
 from ar_jax.heads.bitwise import BitwiseHead
@@ -75,6 +76,7 @@ BACKBONES = {
     "noisy_decoder": NoisyDecoder,
     "fractal": Fractal,
 }
+    "shuffled_decoder": ShuffledDecoder,
 HEADS = {
     "categorical": CategoricalHead,
     "bitwise": BitwiseHead,
@@ -113,3 +115,4 @@ SAMPLERS: dict[type, Any] = {
     Bidirectional: ConfidenceSampler,
     Fractal: NestedSampler,
 }
+    ShuffledDecoder: CachedSampler,
