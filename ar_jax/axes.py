@@ -66,8 +66,17 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "next_entity": next_entity,
     "nested": schedules.nested,
 }
+# Why the others take no `anneal`, random orders that give way to their own.
+NOT_ANNEALED = {
+    "raster": "use 'random', which is raster order after random ones, code by code",
+    "next_scale": "a scale codes what the coarser ones leave over, so that it has no other order",
+    "masked": "its sets are of random codes in sampling too, so that there is no order to end with",
+    "next_entity": "its rows are placed by the entities' own order, and tell no other",
+    "nested": "patches are within patches in one order, and masked levels are random in themselves",
+}
 BACKBONES = {
     "decoder": Decoder,
+    "shuffled_decoder": ShuffledDecoder,
     "cross_decoder": CrossDecoder,
     "encoder_decoder": EncoderDecoder,
     "instructed_decoder": InstructedDecoder,
@@ -76,7 +85,6 @@ BACKBONES = {
     "noisy_decoder": NoisyDecoder,
     "fractal": Fractal,
 }
-    "shuffled_decoder": ShuffledDecoder,
 HEADS = {
     "categorical": CategoricalHead,
     "bitwise": BitwiseHead,
@@ -108,6 +116,7 @@ AnySampler: TypeAlias = (
 )
 SAMPLERS: dict[type, Any] = {
     Decoder: CachedSampler,
+    ShuffledDecoder: CachedSampler,
     CrossDecoder: CachedSampler,
     InstructedDecoder: CachedSampler,
     TwoPassDecoder: CachedSampler,
@@ -115,4 +124,3 @@ SAMPLERS: dict[type, Any] = {
     Bidirectional: ConfidenceSampler,
     Fractal: NestedSampler,
 }
-    ShuffledDecoder: CachedSampler,

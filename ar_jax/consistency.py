@@ -377,10 +377,10 @@ def check_order(backbone: Decoder) -> None:
             f"schedule.name={schedule.name!r} has a step of fewer codes than the one before "
             f"({sizes}), each of which this backbone feeds to a row: use another schedule"
         )
-    if backbone.positions == "target_aware" and set(schedule.sizes) != {1}:
+    if backbone.positions == "target_aware" and (len(schedule.grids) > 1 or sizes[0] > 1):
         raise ValueError(
-            "backbone.positions='target_aware' takes one code a step; the steps of "
-            f"schedule.name={schedule.name!r} have {sorted(set(schedule.sizes))}: use 'learned'"
+            "backbone.positions='target_aware' takes codes of one grid, of which one is the first; "
+            f"schedule.name={schedule.name!r} has the steps {sizes}: use 'learned'"
         )
 
 

@@ -288,12 +288,18 @@ def random_groups(
     )
 
 
-def distant_groups(*, grid: int | Sequence[int], regions: int) -> Schedule:
+def distant_groups(
+    *, grid: int | Sequence[int], regions: int, anneal: tuple[int, int] | None = None
+) -> Schedule:
     """One code of every region a step, after as many single ones (PAR, arXiv:2412.15119).
 
     The grid is cut into ``regions`` equal ones, a square number of them. The order goes through the
     cells of a region row by row, and at each through the regions row by row. The codes of the first
     cell are drawn one by one, those of any other together.
+
+    Args:
+        anneal: training begins with groups of random cells and gives way to this order, as `random`
+            does to raster order; None: this order from the start, as PAR is published.
 
     Raises:
         ValueError: the regions are no square number, or do not divide the grid's sides.
@@ -313,6 +319,8 @@ def distant_groups(*, grid: int | Sequence[int], regions: int) -> Schedule:
         grids=grids,
         sizes=(1,) * regions + (regions,) * (len(order) // regions - 1),
         cells=tuple(order.tolist()),
+        random=anneal is not None,
+        anneal=anneal,
     )
 
 

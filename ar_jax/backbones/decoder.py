@@ -296,7 +296,7 @@ class Decoder(nn.Module, kw_only=True):
 
     def _target_positions(self, order: Array | None, first: Array | int, count: int) -> Array:
         return TargetAwarePositions(
-            length=self.schedule.length,
+            schedule=self.schedule,
             width=self.width,
             prefix_rows=self.prefix_rows,
             spare=self.spare_positions,
