@@ -17,6 +17,7 @@ from ar_jax.axes import (
     BACKBONES,
     DISCRIMINATORS,
     HEADS,
+    NOT_ANNEALED,
     OBJECTIVES,
     SAMPLERS,
     SCHEDULES,
@@ -157,6 +158,11 @@ def _build_autoencoder(
 def build_schedule(config: Config) -> Schedule:
     """The schedule of ``config.schedule``."""
     section = _plain(config["schedule"])
+    if "anneal" in section and (reason := NOT_ANNEALED.get(section.get("name", ""))):
+        raise ValueError(
+            f"schedule.anneal is {section['anneal']}, but schedule.name is {section['name']!r}: "
+            f"{reason}"
+        )
     return _call(_choose(SCHEDULES, section, "schedule"), section, "schedule")
 
 

@@ -18,7 +18,7 @@ The workdir is all that is needed: it keeps the configuration, whose `sampling` 
 no flag sets, and the tokenizer. Images are a function of (--seed, position, label).
 An edit draws what the mask covers: white in a picture, TOP,LEFT,BOTTOM,RIGHT inside a box: or
 around: it, or all. See ar_jax/evaluation/edit_sources.py.
-Captions come as the features of a text encoder, see ar_jax/evaluation/captions.py.
+Captions come as the features of a text encoder, see ar_jax/data/captions.py.
 """
 
 from __future__ import annotations

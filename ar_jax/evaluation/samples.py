@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.build import AnySampler, build_sampling, create_sampler
-from ar_jax.evaluation.captions import read_captions
+from ar_jax.data.captions import read_captions
 from ar_jax.evaluation.coding import decode_known, decode_stages
 from ar_jax.evaluation.grids import save_frames, upscale
 from ar_jax.evaluation.labels import check_classes, choose_labels
@@ -288,7 +288,7 @@ def sample_workdir(
         out: the PNG: a grid of at most `MAX_GRID` images, a row a class with ``per_class``.
         labels, per_class, num_images: see `choose_labels`.
         captions: in place of these, for a generator of captions, which needs it: a file of their
-            features, an image of each; see `ar_jax.evaluation.captions`.
+            features, an image of each; see `ar_jax.data.captions`.
         sampling: see `sampling_of`.
         speculation: with fewer calls of the model, of generators that draw one code a step; the
             images say how many, and are others than without.

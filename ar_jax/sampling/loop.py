@@ -99,8 +99,8 @@ class CachedSampler:
         if order is None and keys is not None and schedule.shuffled:
             order = draw_order(keys, schedule.length)
         if kept is not None and free:
-            own = jnp.arange(schedule.length)[None]
-            order = kept_first(own if order is None else order, kept.keep)
+            own = own_order(schedule, 1) if order is None else order
+            order = kept_first(own, kept.keep)
         keys = keys if noise is None else None  # one program, whoever gives both
         guided = bool(np.any(scales != 1.0))
         layers = mixed_layers(self.system.backbone, guidance)
