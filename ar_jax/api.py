@@ -28,11 +28,12 @@ class Cache:
     """Keys and values of the rows seen so far, one array a layer (samplers unroll the layers).
 
     A tuple instead of a stacked array because a decode step that updates one slice of a stacked
-    cache makes XLA copy the others.
+    cache makes XLA copy the others; head after head because products over one head's rows would
+    else copy them all.
     """
 
-    k: tuple[Array, ...]  # each [B, T, H, K]
-    v: tuple[Array, ...]  # each [B, T, H, K]
+    k: tuple[Array, ...]  # each [B, H, T, K]
+    v: tuple[Array, ...]  # each [B, H, T, K]
 
 
 @flax.struct.dataclass
@@ -43,6 +44,8 @@ class Samples:
     images: Array  # float32 [B, H, W, C] in [-1, 1]
     # int32 [B, L], the positions in the order in which they were drawn; None: as they are stored.
     order: Array | None = None
+    # int32 [B], how often the model was called for each image; None: as often as there are steps.
+    calls: Array | None = None
 
 
 @flax.struct.dataclass

@@ -13,6 +13,7 @@ from ar_jax.backbones.encoder_decoder import EncoderDecoder
 from ar_jax.backbones.fractal import Fractal
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.noisy_decoder import NoisyDecoder
+from ar_jax.backbones.shuffled_decoder import ShuffledDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.entities import next_entity
 from ar_jax.heads.bitwise import BitwiseHead
@@ -65,8 +66,17 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "next_entity": next_entity,
     "nested": schedules.nested,
 }
+# Why the others take no `anneal`, random orders that give way to their own.
+NOT_ANNEALED = {
+    "raster": "use 'random', which is raster order after random ones, code by code",
+    "next_scale": "a scale codes what the coarser ones leave over, so that it has no other order",
+    "masked": "its sets are of random codes in sampling too, so that there is no order to end with",
+    "next_entity": "its rows are placed by the entities' own order, and tell no other",
+    "nested": "patches are within patches in one order, and masked levels are random in themselves",
+}
 BACKBONES = {
     "decoder": Decoder,
+    "shuffled_decoder": ShuffledDecoder,
     "cross_decoder": CrossDecoder,
     "encoder_decoder": EncoderDecoder,
     "instructed_decoder": InstructedDecoder,
@@ -106,6 +116,7 @@ AnySampler: TypeAlias = (
 )
 SAMPLERS: dict[type, Any] = {
     Decoder: CachedSampler,
+    ShuffledDecoder: CachedSampler,
     CrossDecoder: CachedSampler,
     InstructedDecoder: CachedSampler,
     TwoPassDecoder: CachedSampler,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from ar_jax.axes import (
     BACKBONES,
     DISCRIMINATORS,
     HEADS,
+    NOT_ANNEALED,
     OBJECTIVES,
     SAMPLERS,
     SCHEDULES,
@@ -23,6 +25,7 @@ from ar_jax.axes import (
     TOKENIZERS,
     AnySampler,
 )
+from ar_jax.backbones.tree_decoder import TreeDecoder
 from ar_jax.consistency import (
     AnyTokenizer,
     check_bit_flips,
@@ -36,14 +39,17 @@ from ar_jax.field_types import check_types
 from ar_jax.heads.checks import check_repeats
 from ar_jax.heads.flow import VelocityHead
 from ar_jax.nn.blocks import REMAT_POLICIES
+from ar_jax.nn.draft_tree import DraftTree
 from ar_jax.nn.splash import KERNELS
 from ar_jax.objectives.adversarial import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, Adversary
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.masked import Masked
 from ar_jax.objectives.tokenizer import TokenizerObjective
+from ar_jax.sampling.draft import DraftSampler, check_drafts
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.flow import FlowSampler
 from ar_jax.sampling.guidance import Guidance
+from ar_jax.sampling.loop import CachedSampler
 from ar_jax.schedules import Schedule
 from ar_jax.tokenizers.autoencoder import Autoencoder
 from ar_jax.tokenizers.bitwise import MultiScaleBitwiseQuantizer
@@ -152,6 +158,11 @@ def _build_autoencoder(
 def build_schedule(config: Config) -> Schedule:
     """The schedule of ``config.schedule``."""
     section = _plain(config["schedule"])
+    if "anneal" in section and (reason := NOT_ANNEALED.get(section.get("name", ""))):
+        raise ValueError(
+            f"schedule.anneal is {section['anneal']}, but schedule.name is {section['name']!r}: "
+            f"{reason}"
+        )
     return _call(_choose(SCHEDULES, section, "schedule"), section, "schedule")
 
 
@@ -234,6 +245,33 @@ def build_sampling(config: Config) -> tuple[Knobs, Guidance]:
 def create_sampler(system: System, params: Params) -> AnySampler:
     """The sampler of a system as it was trained and its parameters, all three parts of them."""
     return sampler_of(system).create(system, params)
+
+
+def create_draft_sampler(
+    sampler: CachedSampler, draft: CachedSampler, branches: Sequence[int]
+) -> DraftSampler:
+    """The sampler of a large model that a small one drafts for.
+
+    Args:
+        sampler, draft: of the large and of the small model, of one tokenizer and schedule.
+        branches: see `DraftTree`.
+
+    Raises:
+        ValueError: models that do not fit each other or this way of drawing, or bad branches.
+    """
+    tree = DraftTree(tuple(branches))
+    check_drafts(sampler, draft, tree)
+    large, small = (
+        dataclasses.replace(one.system, backbone=TreeDecoder.of(one.system.backbone, tree))
+        for one in (sampler, draft)
+    )
+    return DraftSampler(
+        system=large,
+        params=sampler.params,
+        draft_system=small,
+        draft_params=draft.params,
+        tree=tree,
+    )
 
 
 def sampler_of(system: System) -> Any:

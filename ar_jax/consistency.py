@@ -23,6 +23,7 @@ from ar_jax.backbones.fractal import Fractal
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.noisy_decoder import NoisyDecoder, check_noisy_decoder
 from ar_jax.backbones.ordered import OrderedDecoder
+from ar_jax.backbones.shuffled_decoder import ShuffledDecoder, check_shuffled
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.heads.bitwise import BitwiseHead
 from ar_jax.heads.categorical import CategoricalHead
@@ -46,6 +47,7 @@ AnyHead: TypeAlias = CategoricalHead | BitwiseHead | ContinuousHead | PixelHead
 # Which objective goes with a backbone, by the name that configs give it.
 OBJECTIVE_OF = {
     Decoder: "likelihood",
+    ShuffledDecoder: "likelihood",
     CrossDecoder: "likelihood",
     Bidirectional: "masked_codes",
     InstructedDecoder: "likelihood",
@@ -153,6 +155,11 @@ def check_continuous(
         ),
         Decoder: (FlowHead, "'decoder' goes, on continuous codes, with 'flow'"),
     }
+    if type(backbone) not in fits:
+        raise ValueError(
+            "backbone.name is 'shuffled_decoder', which merges discrete codes: use 'decoder', or "
+            "a tokenizer of discrete codes"
+        )
     form, said = fits[type(backbone)]
     if not isinstance(head, form) or isinstance(head, FlowHead) != (form is FlowHead):
         raise ValueError(f"head.name is another one, but the backbone {said}")
@@ -255,7 +262,9 @@ def check_tokenizer_objective(config: Any, tokenizer: AnyTokenizer) -> None:
 
 
 def check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
-    """config.backbone of name 'decoder', and what it is fed."""
+    """config.backbone of name 'decoder' or 'shuffled_decoder', and what it is fed."""
+    if isinstance(backbone, ShuffledDecoder):
+        check_shuffled(backbone)
     check_heads(backbone, "width", "heads")
     head_width = backbone.width // backbone.heads
     if backbone.positions == "rope" and head_width % 4:
@@ -298,7 +307,7 @@ def check_backbone(backbone: Decoder, tokenizer: Tokenizer) -> None:
             "backbone.step_embedding=True is a part of the adaptive norms' condition, but "
             "backbone.modulation is 'none': use 'own' or 'shared', or step_embedding=False"
         )
-    first = backbone.schedule.sizes[0]
+    first = backbone.row_schedule.sizes[0]
     if backbone.positions != "learned" and backbone.conditioner.rows < first:
         raise ValueError(
             f"backbone.positions is {backbone.positions!r}, but the first step predicts {first} "
@@ -368,10 +377,10 @@ def check_order(backbone: Decoder) -> None:
             f"schedule.name={schedule.name!r} has a step of fewer codes than the one before "
             f"({sizes}), each of which this backbone feeds to a row: use another schedule"
         )
-    if backbone.positions == "target_aware" and set(schedule.sizes) != {1}:
+    if backbone.positions == "target_aware" and (len(schedule.grids) > 1 or sizes[0] > 1):
         raise ValueError(
-            "backbone.positions='target_aware' takes one code a step; the steps of "
-            f"schedule.name={schedule.name!r} have {sorted(set(schedule.sizes))}: use 'learned'"
+            "backbone.positions='target_aware' takes codes of one grid, of which one is the first; "
+            f"schedule.name={schedule.name!r} has the steps {sizes}: use 'learned'"
         )
 
 

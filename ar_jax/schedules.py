@@ -37,7 +37,8 @@ class Schedule:
             None: the cells one after the other.
         anneal: (start, end) in training steps: the share of samples that are permuted is 1 until
             the start, falls linearly to 0 at the end and stays there (with both equal it is 0 from
-            the next step on); None: 1 for ever.
+            the next step on), the others having the schedule's own order; None: 1 for ever.
+        window: (rows, columns) of the cells that a step of a raster draws together.
         mask: of masked sets, the rule that the sizes follow.
         levels: of nested steps, the schedule of the patches of each level; see `nested`.
     """
@@ -49,6 +50,7 @@ class Schedule:
     shuffled: bool = False
     cells: tuple[int, ...] | None = None
     anneal: tuple[int, int] | None = None
+    window: Grid = (1, 1)
     mask: MaskRule | None = None
     levels: tuple[Schedule, ...] = ()
 
@@ -173,10 +175,38 @@ def as_grids(scales: Sequence[int | Sequence[int]]) -> tuple[Grid, ...]:
     return tuple(grids)
 
 
-def raster(*, grid: int | Sequence[int]) -> Schedule:
-    """One code a step, row by row (LlamaGen, arXiv:2406.06525)."""
-    grids = as_grids([grid])
-    return Schedule(name="raster", grids=grids, sizes=(1,) * (grids[0][0] * grids[0][1]))
+def raster(*, grid: int | Sequence[int], window: int | Sequence[int] = 1) -> Schedule:
+    """One code a step, row by row (LlamaGen, arXiv:2406.06525), or one window of codes.
+
+    Args:
+        window: its side, or (rows, columns); the codes of a window are drawn in parallel
+            (Token-Shuffle, arXiv:2504.17789), and the windows follow row by row.
+
+    Raises:
+        ValueError: the window does not divide the grid.
+    """
+    grids, (sides,) = as_grids([grid]), as_grids([window])
+    if any(length % side for length, side in zip(grids[0], sides, strict=True)):
+        raise ValueError(
+            f"schedule.window is {window}; its sides must divide those of the grid {grids[0]}"
+        )
+    count, size = grids[0][0] * grids[0][1], sides[0] * sides[1]
+    return Schedule(
+        name="raster",
+        grids=grids,
+        sizes=(size,) * (count // size),
+        cells=None if size == 1 else tuple(window_order(grids[0], sides).reshape(-1).tolist()),
+        window=sides,
+    )
+
+
+def window_order(grid: Grid, window: Grid) -> np.ndarray:
+    """The cells of every window, int32 [windows, cells of one], both row by row."""
+    (rows, columns), (high, wide) = grid, window
+    cells = np.arange(rows * columns, dtype=np.int32).reshape(
+        rows // high, high, columns // wide, wide
+    )
+    return cells.transpose(0, 2, 1, 3).reshape(-1, high * wide)
 
 
 def random(*, grid: int | Sequence[int], anneal: tuple[int, int] | None = None) -> Schedule:
@@ -258,12 +288,18 @@ def random_groups(
     )
 
 
-def distant_groups(*, grid: int | Sequence[int], regions: int) -> Schedule:
+def distant_groups(
+    *, grid: int | Sequence[int], regions: int, anneal: tuple[int, int] | None = None
+) -> Schedule:
     """One code of every region a step, after as many single ones (PAR, arXiv:2412.15119).
 
     The grid is cut into ``regions`` equal ones, a square number of them. The order goes through the
     cells of a region row by row, and at each through the regions row by row. The codes of the first
     cell are drawn one by one, those of any other together.
+
+    Args:
+        anneal: training begins with groups of random cells and gives way to this order, as `random`
+            does to raster order; None: this order from the start, as PAR is published.
 
     Raises:
         ValueError: the regions are no square number, or do not divide the grid's sides.
@@ -283,6 +319,8 @@ def distant_groups(*, grid: int | Sequence[int], regions: int) -> Schedule:
         grids=grids,
         sizes=(1,) * regions + (regions,) * (len(order) // regions - 1),
         cells=tuple(order.tolist()),
+        random=anneal is not None,
+        anneal=anneal,
     )
 
 

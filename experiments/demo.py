@@ -33,6 +33,7 @@ SYSTEMS = {
     "randar": "tokenizer_vq",
     "arpg": "tokenizer_vq",
     "par": "tokenizer_vq_fine",
+    "token_shuffle": "tokenizer_vq_fine",
     "mar": "tokenizer_kl",
     "ear": "tokenizer_kl",
     "givt": "tokenizer_kl",

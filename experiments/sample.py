@@ -5,6 +5,9 @@
         --out=some.png
     python experiments/sample.py --checkpoint=runs/var --num_images=50000 --batch_size=250 \
         --out=grid.png --npz=samples.npz
+    python experiments/sample.py --checkpoint=runs/llamagen --speculate=maximal --out=some.png
+    python experiments/sample.py --checkpoint=runs/llamagen --speculate=draft --draft=runs/small \
+        --branches=2,1,1 --out=some.png
     python experiments/sample.py --checkpoint=runs/t2i --captions=captions.npz --out=some.png
     python experiments/sample.py --checkpoint=runs/var --edit=shoe.png --mask=box:4,4,24,24 \
         --labels=7,8,9 --feather=2 --out=edits.png --frames=edits.gif
@@ -20,7 +23,7 @@ around: it, or all. See ar_jax/evaluation/edit_sources.py.
 Another generator of the same codes and steps takes the null class's place in guidance (--weak, or
 an earlier checkpoint by --weak_step alone) or is an autoregressive reward (--rewards). --beams
 searches for likely images. Lists by step, as --step_top_k=0,0,100, have a value for every step.
-Captions come as the features of a text encoder, see ar_jax/evaluation/captions.py.
+Captions come as the features of a text encoder, see ar_jax/data/captions.py.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ from absl import app, flags
 
 from ar_jax.evaluation.composition import Composition
 from ar_jax.evaluation.edits import edit_workdir
-from ar_jax.evaluation.samples import sample_workdir
+from ar_jax.evaluation.samples import Generated, sample_workdir
+from ar_jax.evaluation.speculation import RULES, Speculation
 from ar_jax.io.best_checkpoint import best_step
 from ar_jax.io.console import configure_logging
 from ar_jax.io.run_info import read_config
@@ -95,6 +99,12 @@ CHOICE = flags.DEFINE_float(
 )
 CONFIDENCE = flags.DEFINE_enum("confidence", None, CONFIDENCES, "What it compares codes by.")
 SMOOTH = flags.DEFINE_bool("smooth", None, "Mix code vectors between scales (more_smooth).")
+SPECULATE = flags.DEFINE_enum(
+    "speculate", None, RULES, "Fewer calls of a model that draws code by code; grouped is lossy."
+)
+WINDOW = flags.DEFINE_integer("window", 16, "Codes that one call checks.")
+DRAFT = flags.DEFINE_string("draft", None, "Workdir of a smaller generator, of --speculate=draft.")
+BRANCHES = flags.DEFINE_list("branches", ["1"] * 4, "Its drafts for each of the next codes.")
 SEED = flags.DEFINE_integer("seed", 0, "Of all draws.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images drawn at a time.")
 STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; default the newest.")
@@ -158,10 +168,11 @@ def main(argv: Sequence[str]) -> None:
             num_images=NUM_IMAGES.value,
             captions=CAPTIONS.value,
             strip=STRIP.value,
+            speculation=speculation(),
             **settings,
         )
     else:
-        refuse((NUM_IMAGES, CAPTIONS, STRIP), "does not go with --edit")
+        refuse((NUM_IMAGES, CAPTIONS, STRIP, SPECULATE), "does not go with --edit")
         drawn = edit_workdir(
             CHECKPOINT.value,
             OUT.value,
@@ -177,6 +188,29 @@ def main(argv: Sequence[str]) -> None:
         )
     written = [OUT.value, NPZ.value, FRAMES.value]
     print(f"{len(drawn.images):,} images: {', '.join(path for path in written if path)}")
+    if isinstance(drawn, Generated) and drawn.calls is not None:
+        calls = drawn.calls
+        print(
+            f"steps per image: {calls.mean():.1f} ({calls.min()} to {calls.max()}) of "
+            f"{drawn.codes.shape[1]} without speculation"
+        )
+
+
+def speculation() -> Speculation | None:
+    """Of --speculate and the flags that go with it."""
+    if SPECULATE.value is None:
+        refuse((WINDOW, DRAFT, BRANCHES), "goes with --speculate")
+        return None
+    drafting = SPECULATE.value == "draft"
+    refuse((WINDOW,) if drafting else (DRAFT, BRANCHES), f"means nothing to {SPECULATE.value}")
+    if not all(count.isdigit() for count in BRANCHES.value):
+        raise app.UsageError(f"--branches={','.join(BRANCHES.value)} must be numbers, as 2,1,1")
+    return Speculation(
+        rule=SPECULATE.value,
+        window=WINDOW.value,
+        draft=DRAFT.value,
+        branches=tuple(map(int, BRANCHES.value)),
+    )
 
 
 def classes(flag: flags.FlagHolder) -> list[int] | None:

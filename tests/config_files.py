@@ -28,6 +28,7 @@ from ar_jax.backbones.fractal import Fractal
 from ar_jax.backbones.instructed_decoder import InstructedDecoder
 from ar_jax.backbones.noisy_decoder import NoisyDecoder
 from ar_jax.backbones.patch_levels import CausalLevel, MaskedLevel
+from ar_jax.backbones.shuffled_decoder import FusionBlock, ShuffledDecoder
 from ar_jax.backbones.two_pass_decoder import TwoPassDecoder
 from ar_jax.build import build_objective, build_sampling, trains_tokenizer
 from ar_jax.data import Data, from_config
@@ -86,7 +87,7 @@ TAKERS: dict[str, tuple[type, ...]] = {
     ),
     "backbone": (
         *(Decoder, CrossDecoder, EncoderDecoder, InstructedDecoder, TwoPassDecoder, Bidirectional),
-        *(NoisyDecoder, Fractal, CausalLevel, MaskedLevel),
+        *(NoisyDecoder, ShuffledDecoder, FusionBlock, Fractal, CausalLevel, MaskedLevel),
         *(Stack, Block, Attention, MLP),
     ),
     "head": (

@@ -158,7 +158,7 @@ CASES: list[tuple[str, str, Any, list[str]]] = [
         "next_scale",
         "backbone.positions",
         "target_aware",
-        ["backbone.positions", "one code a step", "[1, 4, 16]"],
+        ["backbone.positions", "codes of one grid", "(1, 4, 16)"],
     ),
     ("random", "schedule.anneal", (7, 6), ["schedule.anneal", "(7, 6)", "start <= end"]),
     ("random", "backbone.condition", "text", ["backbone.shared_embedding", "'text'"]),

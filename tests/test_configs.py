@@ -160,6 +160,7 @@ def test_all_files_are_here():
     names |= {"flowar.py"}
     assert {IMAGENET + name for name in names} | {FASHION + name for name in names} <= set(FILES)
     names |= {f"tokenizer_{quantiser}.py" for quantiser in ("fsq", "lfq", "bsq", "vq_fine")}
+    names |= {"token_shuffle.py"}
     assert all(arguments(load(FASHION + name)) == ("", "demo", "smoke") for name in names)
     official = {(IMAGENET + file, argument) for file, argument in COUNTS}
     assert official == {(c.file, c.argument) for c in CASES if c.file.startswith(IMAGENET)}

@@ -38,14 +38,14 @@ def test_every_field_reaches_what_it_is_for(tmp_path):
     section = config(
         source=f"folder:{tmp_path}", image_size=16, channels=3, num_classes=2, crop="random",
         flip=True, min_crop=0.5, max_crop=0.75, margin=1.5, on_error="skip", num_workers=2,
-        holdout=0.3,
+        holdout=0.3, captions="",
     )  # fmt: skip
     data = from_config(section, "train")
     assert data.num_workers == 2 and data.source.channels == 3 and data.source.skipped == 0
     assert data.transform is not None
     for field in ("crop", "flip", "min_crop", "max_crop", "margin"):
         assert getattr(data.transform, field) == section[field]
-    assert data.transform.size == 16
+    assert data.transform.size == 16 and data.source.caption_shape is None
     held_out = len(from_config(section, "test").source)
     assert 14 <= held_out <= 34 and held_out + len(data.source) == 80
     assert set(section) == set(REQUIRED) | set(DEFAULTS), "this test covers every field"

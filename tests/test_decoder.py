@@ -103,8 +103,8 @@ def test_the_cache_is_divided_over_samples_and_heads():
     with use_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
         cache = jax.jit(lambda: system.backbone.init_cache(8))()
     for rows in jax.tree.leaves(cache):
-        batch, length, heads, width = rows.shape
-        assert rows.sharding.shard_shape(rows.shape) == (batch // 4, length, heads // 2, width)
+        batch, heads, length, width = rows.shape
+        assert rows.sharding.shard_shape(rows.shape) == (batch // 4, heads // 2, length, width)
 
 
 def influence(system: System, params: Any) -> np.ndarray:

@@ -14,12 +14,14 @@ import pytest
 from ar_jax import schedules
 from ar_jax.api import System
 from ar_jax.backbones.decoder import Decoder
+from ar_jax.backbones.position_tables import position_tables, resample
+from ar_jax.backbones.target_positions import TargetAwarePositions
 from ar_jax.convert.parity.stepwise import stepwise_logits, teacher_forced
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import CachedSampler
-from tests.objective_calls import close, gradient_of, loss_of, replicated, sharded
+from tests.objective_calls import KEY, close, gradient_of, loss_of, replicated, sharded
 from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.toy_systems import toy_codes, toy_labels, toy_system
 
@@ -144,6 +146,69 @@ def test_one_device_and_eight_have_one_gradient(made):
     run = functools.partial(gradient_of, Likelihood(system=system))
     many = run(replicated(trained), {}, replicated(frozen), sharded(batch))
     close(many, run(trained, {}, frozen, batch), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def annealed() -> tuple[System, Any]:
+    """Random groups give way to distant ones; rows are told the cells they hold and predict."""
+    schedule = SECTION | dict(anneal=(10, 20))
+    return toy_system("random", schedule=schedule, backbone=dict(depth=1))
+
+
+def test_random_groups_are_cached_too_and_give_way_to_distant_ones(annealed):
+    system, params = annealed
+    cond, codes = toy_labels(2), toy_codes(system, 2)
+    own = jnp.broadcast_to(jnp.asarray(system.schedule.cells)[None], (2, 16))
+    rng = np.random.default_rng(5)
+    order = jnp.asarray(np.stack([rng.permutation(16) for _ in range(2)]), jnp.int32)
+    full = _forced(system, params, cond, codes, order)
+    cached, _ = stepwise_logits(system, params, cond, codes, None, order)
+    assert np.linalg.norm(cached - full) < 1e-5 * np.linalg.norm(full)
+    default = _forced(system, params, cond, codes)
+    np.testing.assert_allclose(_forced(system, params, cond, codes, own), default, atol=1e-5)
+    assert np.linalg.norm(default - full) > 0.1 * np.linalg.norm(full)
+
+
+def test_rows_say_the_cells_they_hold_and_predict(annealed):
+    """A row of a group that is fed no code holds no cell."""
+    system, params = annealed
+    backbone, tables = system.backbone, params["backbone"]["cell_positions"]
+    schedule, prefix = system.schedule, backbone.prefix_rows
+    order = jnp.asarray(np.random.default_rng(5).permutation(16)[None], jnp.int32)
+    fields = dict(width=backbone.width, spare=0, init_std=1.0)
+    module = TargetAwarePositions(schedule=schedule, prefix_rows=prefix, **fields)
+    found = module.apply({"params": tables}, order, prefix, 15)[0]
+    predicted = tables["predicted"][prefix + order[0, 1:]]
+    fed = schedule.fed
+    held = tables["held"][prefix + order[0, fed]]
+    np.testing.assert_allclose(found, predicted + np.where(fed[:, None] < 0, 0.0, held), atol=1e-6)
+
+
+def test_training_anneals_to_the_schedule_s_own_order(annealed):
+    """At the end a training batch has the loss of evaluation; at the start it has not."""
+    system, params = annealed
+    frozen = {"tokenizer": params["tokenizer"]}
+    trained = {part: params[part] for part in ("backbone", "head")}
+    batch = toy_labels(8) | {"codes": toy_codes(system, 8)}
+    objective = Likelihood(system=system, label_dropout=0.0)
+    run = jax.jit(objective.loss, static_argnames="train")
+
+    def loss(step: int, train: bool) -> float:
+        return float(run(trained, {}, frozen, batch, KEY, train=train, step=step)[0])
+
+    evaluated = loss(0, False)
+    np.testing.assert_allclose(loss(20, True), evaluated, rtol=1e-5)
+    assert abs(loss(0, True) / evaluated - 1) > 1e-3
+
+
+def test_tables_of_cells_are_resampled_as_they_lie(annealed):
+    """Not in the order of the draws: the same grid gives the same rows, whatever the schedule."""
+    system, params = annealed
+    kind = position_tables(system.backbone)["cell_positions/held"]
+    rows = np.asarray(params["backbone"]["cell_positions"]["held"])
+    raster = schedules.random(grid=4)
+    np.testing.assert_array_equal(resample(rows, kind, system.schedule, raster), rows)
+    np.testing.assert_array_equal(resample(rows, kind, raster, system.schedule), rows)
 
 
 def test_smaller_steps_than_the_one_before_are_refused():

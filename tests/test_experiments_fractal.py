@@ -1,4 +1,4 @@
-"""FractalAR at smoke size: eight devices, a resumed run, programs for a topology."""
+"""FractalAR and FractalMAR at smoke size: eight devices, a resumed run, samples, programs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import jax
 import numpy as np
 import pytest
 
+from ar_jax.build import create_sampler
 from ar_jax.compilation import ahead, trials
 from ar_jax.compilation import target as targets
+from ar_jax.evaluation.edits import edit_images
+from ar_jax.evaluation.load import load_system
+from ar_jax.evaluation.samples import sample_workdir
 from ar_jax.io.checkpoint import load_params
 from ar_jax.parallel.mesh import use_mesh
 from ar_jax.train.run import train_and_evaluate
@@ -22,16 +26,28 @@ from tests.smoke_runs import CUBE, losses, losses_on_one_device, smoke_config, w
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 
-def config_of(source: str) -> Any:
+# What configs/fashion_mnist/fractal.py tells the reader to set for levels of masked sets.
+KINDS: dict[str, dict[str, Any]] = {
+    "causal": {},
+    "masked": dict(
+        schedule__iterations=(12, 8),
+        backbone__conditions=5,
+        sampling__guidance__kind="linear_known",
+    ),
+}
+
+
+def config_of(source: str, kind: str = "causal") -> Any:
     axes = {f"mesh__{axis}": size for axis, size in CUBE.items()}
-    return smoke_config("fractal", data__source=source, train__eval_batches=0, **axes)
+    changes = KINDS[kind] | dict(data__source=source, train__eval_batches=0)
+    return smoke_config("fractal", **changes, **axes)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, quick_compilation) -> tuple[Any, Path]:  # noqa: F811
+@pytest.fixture(scope="module", params=KINDS)
+def run(request, tmp_path_factory, quick_compilation) -> tuple[Any, Path]:  # noqa: F811
     """(config, workdir) of a trained generator."""
     folder = tmp_path_factory.mktemp("fractal")
-    config = config_of(write_fashion(folder / "images"))
+    config = config_of(write_fashion(folder / "images"), request.param)
     assert train_and_evaluate(config, folder / "run").finished
     return config, folder / "run"
 
@@ -50,6 +66,23 @@ def test_a_run_goes_on_exactly_from_its_middle(run, tmp_path):
     assert outcome.finished and outcome.step == 4
     again, whole = (load_params(path, "params") for path in (tmp_path / "run", workdir))
     jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+
+def test_samples_and_edits(run, tmp_path):
+    """Pixels that are kept stay as they are, at either kind of level."""
+    _, workdir = run
+    settings: dict[str, Any] = dict(labels=[7, 2], per_class=5, batch_size=10)
+    drawn = sample_workdir(workdir, tmp_path / "grid.png", **settings)
+    assert drawn.images.shape == (10, 28, 28, 1) and (drawn.images[0] != drawn.images[1]).any()
+    again = sample_workdir(workdir, tmp_path / "b.png", **settings)
+    np.testing.assert_array_equal(again.images, drawn.images)
+    _, system, params = load_system(workdir)
+    images, mask = drawn.images[:2], np.zeros((2, 28, 28), bool)
+    mask[:, 6:20, 9:] = True
+    sampler = create_sampler(system, params)
+    edited, found = edit_images(sampler, images, mask, np.array([3, 4]), batch_size=2)
+    np.testing.assert_array_equal(edited[~mask], images[~mask])
+    assert not np.asarray(found.keep).all() and (edited[mask] != images[mask]).any()
 
 
 def test_programs_are_lowered_for_a_topology(monkeypatch):

@@ -81,3 +81,28 @@ def test_samples_and_a_report(run, tmp_path):
     assert {"generation", "likelihood", "bound"} <= set(report)
     nats = report["likelihood"]["metrics"]["nats_per_image"]["value"]
     assert 0 < nats < 1.5 * LENGTH * BITS * np.log(2)
+
+
+def test_captions_are_trained_on_and_drawn_for(folder, tmp_path):
+    """Of each class one, beside cached codes: features that the blocks attend to."""
+    rng = np.random.default_rng(0)
+    caption = rng.standard_normal((10, 4, 16)).astype(np.float32)
+    mask = np.arange(4)[None] <= np.arange(10)[:, None] % 4
+    codes = f"codes:{folder / 'codes'}"
+    for split in ("train", "test"):
+        source = open_source(codes, split)
+        labels = [int(source[i]["label"]) for i in range(len(source))]
+        file = tmp_path / f"{split}.npz"
+        np.savez(file, caption=caption, caption_mask=mask, caption_of=labels)
+    config = config_of("infinity", codes, backbone__condition="text")
+    config.data.captions = str(tmp_path)
+    config.tokenizer_checkpoint = str(folder / "tokenizer")
+    assert train_and_evaluate(config, tmp_path / "run").finished
+    params = load_params(tmp_path / "run", "params")["backbone"]["condition"]
+    assert set(params) == {"null_caption"}  # no table of classes
+    trained = losses(tmp_path / "run")
+    assert len(trained) == 4 and np.isfinite(trained).all()
+    drawn = sample_workdir(
+        tmp_path / "run", tmp_path / "a.png", captions=tmp_path / "train.npz", batch_size=10
+    )
+    assert drawn.codes.shape == (10, LENGTH, BITS)

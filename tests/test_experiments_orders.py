@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,23 @@ from ar_jax.compilation import target as targets
 from ar_jax.evaluation.load import load_system, load_tokenizer
 from ar_jax.evaluation.run import evaluate_workdir
 from ar_jax.evaluation.samples import sample_workdir
+from ar_jax.io.checkpoint import load_params
 from ar_jax.parallel.mesh import use_mesh
 from ar_jax.train.run import train_and_evaluate
 from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.smoke_runs import CUBE, losses, losses_on_one_device, smoke_config, write_fashion
 
-# By default test_ordered_decoders.py stands for it.
+# By default test_ordered_decoders.py, test_distant_groups.py and test_shuffled_decoder.py stand for
+# it.
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
-SYSTEMS = ("randar", "arpg")
+# System -> (its tokenizer, codes of an image).
+SYSTEMS = {
+    "randar": ("tokenizer_vq", 49),
+    "arpg": ("tokenizer_vq", 49),
+    "par": ("tokenizer_vq_fine", 196),
+    "token_shuffle": ("tokenizer_vq_fine", 196),
+}
 BATCH = 10
 
 
@@ -34,20 +43,28 @@ def config_of(name: str, source: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory, quick_compilation) -> Path:  # noqa: F811
+def images(tmp_path_factory, quick_compilation) -> Path:  # noqa: F811
     folder = tmp_path_factory.mktemp("orders")
-    source = write_fashion(folder / "images")
-    assert train_and_evaluate(config_of("tokenizer_vq", source), folder / "tokenizer").finished
+    write_fashion(folder / "images")
     return folder
 
 
 @pytest.fixture(scope="module", params=SYSTEMS)
-def run(request, tokenizer) -> tuple[Any, Path]:
+def system(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def run(system, images) -> tuple[Any, Path]:
     """(config, workdir) of a trained generator."""
-    config = config_of(request.param, f"idx:{tokenizer / 'images'}")
-    config.tokenizer_checkpoint = str(tokenizer / "tokenizer")
-    assert train_and_evaluate(config, tokenizer / request.param).finished
-    return config, tokenizer / request.param
+    name, _ = SYSTEMS[system]
+    source = f"idx:{images / 'images'}"
+    if not (images / name).exists():
+        assert train_and_evaluate(config_of(name, source), images / name).finished
+    config = config_of(system, source)
+    config.tokenizer_checkpoint = str(images / name)
+    assert train_and_evaluate(config, images / system).finished
+    return config, images / system
 
 
 def test_eight_devices_train_as_one(run):
@@ -57,12 +74,22 @@ def test_eight_devices_train_as_one(run):
     np.testing.assert_allclose(losses(workdir), expected, rtol=5e-5)
 
 
-def test_samples_and_their_forming(run, tmp_path):
-    _, workdir = run
+def test_a_run_goes_on_exactly_from_its_middle(run, tmp_path):
+    config, workdir = run
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    outcome = train_and_evaluate(config, tmp_path / "run")
+    assert outcome.finished and outcome.step == 4
+    again, whole = (load_params(path, "params") for path in (tmp_path / "run", workdir))
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+
+def test_samples_and_their_forming(system, run, tmp_path):
+    (_, workdir), (_, length) = run, SYSTEMS[system]
     settings: dict[str, Any] = dict(labels=[7, 2], per_class=5, batch_size=BATCH)
     drawn = sample_workdir(workdir, tmp_path / "grid.png", strip=True, **settings)
-    assert drawn.codes.shape == (10, 49) and drawn.order is not None
-    np.testing.assert_array_equal(np.sort(drawn.order), np.arange(49)[None].repeat(10, 0))
+    assert drawn.codes.shape == (10, length) and drawn.order is not None
+    np.testing.assert_array_equal(np.sort(drawn.order), np.arange(length)[None].repeat(10, 0))
     side = 28 * 3 + 2
     steps = load_system(workdir)[1].schedule.num_steps
     with Image.open(tmp_path / "grid_strip.png") as picture:
@@ -71,11 +98,11 @@ def test_samples_and_their_forming(run, tmp_path):
     np.testing.assert_array_equal(again.images, drawn.images)
 
 
-def test_reports(run, tmp_path):
+def test_reports(system, run, tmp_path):
     report = evaluate_workdir(run[1], tmp_path / "report", num_images=50, batch_size=BATCH)
     assert {"generation", "likelihood", "bound"} <= set(report)
     nats = report["likelihood"]["metrics"]["nats_per_image"]["value"]
-    assert 0 < nats < 1.5 * 49 * np.log(32)
+    assert 0 < nats < 1.5 * SYSTEMS[system][1] * np.log(32)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ar_jax.nn.attention import attend, visibility
+from ar_jax.nn.attention import attend, attend_cache, visibility, write
 from ar_jax.nn.conv import fold, unfold
 from ar_jax.nn.layers import MLP, RMSNorm, activate, drop_path, layer_norm, unit
 from ar_jax.nn.positions import rope_2d, rotate, rotate_by_product, rotate_pairs
@@ -47,6 +47,20 @@ def test_attention_keeps_float32_logits_for_bfloat16_inputs():
     out = attend(q2, k2, v, mask=None, scale=1.0)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(float(out[0, 0, 0, 0]), 1 / (1 + math.exp(-1)), rtol=4e-3)
+
+
+def test_attention_to_a_cache_is_that_to_its_rows():
+    """Two heads of keys for four of queries, written in two parts, one row hidden."""
+    q, k, v = (jnp.asarray(normal(2, n, h, 6)) for n, h in ((3, 4), (5, 2), (5, 2)))
+    mask = jnp.asarray(RNG.random((2, 1, 3, 5)) > 0.3).at[..., 0].set(True)
+    cached = []
+    for rows in (k, v):
+        empty = jnp.zeros((2, 2, 7, 6))
+        cached.append(write(write(empty, rows[:, :2], 0), rows[:, 2:], 2)[:, :, :5])
+    out = attend_cache(q, *cached, mask=mask, scale=0.7)
+    wide = (rows.repeat(2, axis=2) for rows in (k, v))
+    np.testing.assert_allclose(out, attend(q, *wide, mask=mask, scale=0.7), rtol=1e-5, atol=1e-6)
+    assert float(jnp.abs(out - attend_cache(q, *cached, mask=None, scale=0.7)).max()) > 0.01
 
 
 def test_norms():

@@ -12,7 +12,8 @@ import pytest
 from ar_jax.build import build_objective
 from ar_jax.convert.parity.stepwise import teacher_forced
 from ar_jax.objectives.likelihood import Likelihood
-from ar_jax.objectives.patches import patch_logits, stage_of, window_order
+from ar_jax.objectives.patches import patch_logits, stage_of
+from ar_jax.schedules import window_order
 from tests.objective_calls import BATCH, KEY
 from tests.quick_compilation import quick_compilation  # noqa: F401
 from tests.toy_systems import toy_codes, toy_config, toy_labels, toy_system
@@ -31,7 +32,7 @@ def logits_of(codes: Any, side: int, params: Any = TRAINED) -> jax.Array:
 
 def test_windows_go_row_by_row():
     expected = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-    np.testing.assert_array_equal(window_order((4, 4), 2), expected)
+    np.testing.assert_array_equal(window_order((4, 4), (2, 2)), expected)
 
 
 def test_windows_of_one_code_are_codes():
@@ -42,7 +43,7 @@ def test_windows_of_one_code_are_codes():
 def test_a_window_is_fed_the_pooled_embeddings_of_the_one_before():
     """A code in another place of its window changes nothing but where logits are read."""
     logits = np.asarray(logits_of(CODES, 2))
-    windows = window_order((4, 4), 2)
+    windows = window_order((4, 4), (2, 2))
     for cells in windows:  # one distribution for all codes of a window
         assert (logits[:, cells] == logits[:, cells[:1]]).all()
     turned = CODES.at[:, windows[0]].set(CODES[:, windows[0][::-1]])

@@ -15,6 +15,8 @@ from scipy import stats
 
 from ar_jax import schedules
 from ar_jax.api import System
+from ar_jax.axes import NOT_ANNEALED, SCHEDULES
+from ar_jax.build import build_schedule
 from ar_jax.convert.parity.stepwise import stepwise_logits, teacher_forced
 from ar_jax.objectives.likelihood import Likelihood
 from ar_jax.objectives.orders import draw_orders, random_share
@@ -65,6 +67,20 @@ def test_groups_anneal_too_and_are_then_drawn_in_raster_order():
     assert annealed.sizes == plain.sizes
 
 
+def test_schedules_of_one_order_say_why_they_do_not_anneal():
+    assert set(SCHEDULES) == {*NOT_ANNEALED, "random", "random_groups", "distant_groups"}
+    for name, reason in NOT_ANNEALED.items():
+        with pytest.raises(
+            ValueError, match=rf"schedule.anneal is \(1, 2\), .* '{name}': {reason}"
+        ):
+            build_schedule(dict(schedule=dict(name=name, anneal=(1, 2))))
+    distant = dict(name="distant_groups", grid=4, regions=4, anneal=(1, 2))
+    with pytest.raises(
+        ValueError, match="'rope', .*'distant_groups' draws random orders: only pos"
+    ):
+        toy_system("raster", schedule=distant)
+
+
 def test_a_random_schedule_has_the_raster_grid():
     ours, raster = schedules.random(grid=(2, 3)), schedules.raster(grid=(2, 3))
     assert (ours.grids, ours.sizes, ours.random) == (raster.grids, raster.sizes, True)
@@ -75,15 +91,16 @@ def test_a_random_schedule_has_the_raster_grid():
 def test_orders_are_uniform_permutations_of_their_share():
     count, length = 12_000, 4
     draw = jax.jit(draw_orders, static_argnums=(2, 3))
-    orders = np.asarray(draw(KEY, 1.0, count, length))
+    schedule = schedules.random(grid=2)
+    orders = np.asarray(draw(KEY, 1.0, count, schedule))
     np.testing.assert_array_equal(np.sort(orders), np.broadcast_to(np.arange(length), orders.shape))
     _, counts = np.unique(orders @ (length ** np.arange(length)), return_counts=True)
     assert len(counts) == math.factorial(length)
     assert stats.chisquare(counts).pvalue > 1e-3
     raster = np.arange(length)
-    np.testing.assert_array_equal(draw(KEY, 0.0, 5, length), np.broadcast_to(raster, (5, length)))
+    np.testing.assert_array_equal(draw(KEY, 0.0, 5, schedule), np.broadcast_to(raster, (5, length)))
     # One in 24 of the permuted samples is in raster order too.
-    mixed = (np.asarray(draw(KEY, 0.3, count, length)) != raster).any(axis=1)
+    mixed = (np.asarray(draw(KEY, 0.3, count, schedule)) != raster).any(axis=1)
     expected = 0.3 * (1 - 1 / math.factorial(length))
     assert abs(mixed.mean() - expected) < 4 * math.sqrt(expected * (1 - expected) / count)
 

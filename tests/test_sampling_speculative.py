@@ -11,6 +11,7 @@ import pytest
 
 from ar_jax.sampling import speculative
 from ar_jax.sampling.filters import Knobs
+from ar_jax.sampling.grouped import Grouping
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import CachedSampler, by_step, image_keys
 from ar_jax.sampling.speculative import draw_speculative, residual, speculate
@@ -36,7 +37,12 @@ def toy() -> Toy:
 
 
 def p_of(
-    toy: Toy, setting: str, window: int, redraw: str, program: Any = draw_speculative
+    toy: Toy,
+    setting: str,
+    window: int,
+    redraw: str,
+    program: Any = draw_speculative,
+    grouping: Grouping | None = None,
 ) -> float:
     """Of the chi-square test of `DRAWS` images."""
     knobs, guidance = SETTINGS[setting]
@@ -46,10 +52,11 @@ def p_of(
     for first in range(0, DRAWS, BATCH):
         codes, _ = program(
             *(sampler.system, sampler.params, {"label": jnp.full(BATCH, LABEL)}),
-            *(image_keys(0, first, BATCH), knob_arrays, jnp.asarray(scales)),
+            *(image_keys(0, first, BATCH), knob_arrays, jnp.asarray(scales), toy.orders(BATCH)),
             guided=guidance.scale != 1,
             window=window,
             redraw=redraw,
+            grouping=grouping,
         )
         places = np.asarray(codes) @ V ** np.arange(codes.shape[1] - 1, -1, -1)
         counts += np.bincount(places, minlength=len(counts))
@@ -86,6 +93,29 @@ def test_a_broken_sampler_is_found(toy, monkeypatch):
         static_argnames=("guided", "window", "redraw"),
     )
     assert p_of(toy, "plain", 2, "gumbel", fresh) < 1e-9
+
+
+@SLOW
+def test_grouped_acceptance_is_lossy(toy):
+    """So that nobody takes it for exact."""
+    assert p_of(toy, "plain", 2, "maximal", grouping=Grouping()) < 1e-9
+
+
+@pytest.mark.slow
+def test_samples_follow_the_joint_of_their_order(toy):
+    system, params = toy_system(
+        "random",
+        vocab_size=V,
+        schedule=dict(grid=2),
+        autoencoder=dict(image_size=4),
+        backbone=dict(depth=1),
+    )
+    params = params | {"head": jax.tree.map(lambda a: FLATTEN * a, params["head"])}
+    ordered = Toy(system, params, (2, 0, 3, 1))
+    assert p_of(ordered, "plain", 2, "maximal") > 1e-3
+    raster = Toy(system, params)
+    raster.__dict__["joint"] = ordered.joint
+    assert p_of(raster, "plain", 2, "maximal") < 1e-9
 
 
 def test_what_is_left_of_p():
@@ -130,6 +160,16 @@ def test_greedy_is_the_plain_greedy_and_one_program_draws_all(sampler):
     np.testing.assert_array_equal(moved[[3, 1, 2, 0, 4, 5]], together.samples.codes)
 
 
+def test_a_group_of_one_is_the_exact_rule(sampler):
+    cond, keys = toy_labels(6), image_keys(0, 0, 6)
+    exact, one = (
+        speculate(sampler, cond, keys, window=5, guidance=GUIDED, grouping=grouping)
+        for grouping in (None, Grouping(size=1))
+    )
+    np.testing.assert_array_equal(exact.samples.codes, one.samples.codes)
+    np.testing.assert_array_equal(exact.calls, one.calls)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -137,6 +177,7 @@ def test_greedy_is_the_plain_greedy_and_one_program_draws_all(sampler):
         (dict(redraw="never"), "redraw is 'never'"),
         (dict(knobs=Knobs(smooth=True)), r"sampling\.smooth"),
         (dict(keys=image_keys(0, 0, 2)), "2 keys for 3 conditions"),
+        (dict(order=jnp.zeros((3, 16), jnp.int32)), "permutation of the cells 0 to 15"),
     ],
 )
 def test_what_does_not_fit_is_refused(sampler, change, message):

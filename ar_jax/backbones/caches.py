@@ -15,7 +15,7 @@ def empty_cache(
     """Zeros in the compute dtype, their samples and heads divided over the mesh."""
 
     def empty() -> tuple[Array, ...]:
-        shape, axes = (batch_size, rows, heads, head_width), ("batch", None, "heads", None)
+        shape, axes = (batch_size, heads, rows, head_width), ("batch", "heads", None, None)
         return tuple(
             nn.with_logical_constraint(jnp.zeros(shape, dtype), axes) for _ in range(layers)
         )

@@ -103,6 +103,8 @@ class Decoder(nn.Module, kw_only=True):
     scan: bool = True
     dtype: DTypeLike = jnp.float32
 
+    takes_windows = True  # a context longer than a step's goes on into the steps after it
+
     @property
     def conditioner(self) -> ClassCondition | TextCondition:
         """The condition module, also for its parameterless ``null`` and ``rows``."""
@@ -128,19 +130,24 @@ class Decoder(nn.Module, kw_only=True):
         )
 
     @property
+    def row_schedule(self) -> Schedule:
+        """Of the rows: ``schedule``, a row for every code."""
+        return self.schedule
+
+    @property
     def prefix_rows(self) -> int:
         """Rows before the second step's: the condition's, at least one for each first code."""
-        return int(self.start_row) + max(self.conditioner.rows, self.schedule.sizes[0])
+        return int(self.start_row) + max(self.conditioner.rows, self.row_schedule.sizes[0])
 
     @property
     def lead(self) -> int:
         """Prefix rows that predict nothing."""
-        return self.prefix_rows - self.schedule.sizes[0]
+        return self.prefix_rows - self.row_schedule.sizes[0]
 
     @property
     def rows(self) -> int:
         """T, all rows of the sequence."""
-        return self.lead + self.schedule.length
+        return self.lead + self.row_schedule.length
 
     @property
     def _std(self) -> float:
@@ -249,15 +256,16 @@ class Decoder(nn.Module, kw_only=True):
         self, step: Array | int | None, segment: Segment | None, context: Array | None
     ) -> tuple[Any, int]:
         """(first row, number of rows) that a call computes."""
+        schedule = self.row_schedule
         if step is None:
             return 0, self.rows
         if is_first(step):
             return 0, self.prefix_rows
         if isinstance(step, int):
-            return self.lead + self.schedule.starts[step], self.schedule.sizes[step]
+            return self.lead + schedule.starts[step], schedule.sizes[step]
         assert context is not None
         start, _ = segment or (0, 0)
-        first = self.schedule.starts[start] + (step - start) * self.schedule.sizes[start]
+        first = schedule.starts[start] + (step - start) * schedule.sizes[start]
         return self.lead + first, context.shape[1]
 
     def _token_embed(self) -> Any:
@@ -275,10 +283,10 @@ class Decoder(nn.Module, kw_only=True):
             return prefix
         tokens = embed(context)
         tokens = tokens.mean(2) if tokens.ndim == 4 else tokens  # windows are fed their means
-        if self.context == "codes" and (count := unfed_rows(self.schedule)):
+        if self.context == "codes" and (count := unfed_rows(self.row_schedule)):
             init = nn.initializers.normal(self._std)
             table = self.param("transition", init, (count, self.width), jnp.float32)
-            tokens = fed_tokens(tokens, table, self.schedule, step)
+            tokens = fed_tokens(tokens, table, self.row_schedule, step)
         return jnp.concatenate([prefix, tokens], axis=1) if step is None else tokens
 
     def _step_embed(self, first: Array | int, count: int) -> Array:
@@ -290,7 +298,7 @@ class Decoder(nn.Module, kw_only=True):
 
     def _target_positions(self, order: Array | None, first: Array | int, count: int) -> Array:
         return TargetAwarePositions(
-            length=self.schedule.length,
+            schedule=self.schedule,
             width=self.width,
             prefix_rows=self.prefix_rows,
             spare=self.spare_positions,
@@ -316,14 +324,14 @@ class Decoder(nn.Module, kw_only=True):
         if self.positions != "rope":
             return None
         head_width = self.width // self.heads
-        rows = (self.schedule, self.prefix_rows, self.context)
+        rows = (self.row_schedule, self.prefix_rows, self.context)
         table = held_cells(*rows, head_width, self.rope_base)
         return jax.lax.dynamic_slice_in_dim(jnp.asarray(table), first, count)
 
     @property
     def row_steps(self) -> tuple[int, ...]:
         """Steps of all rows, below 0 for prefix rows that predict nothing."""
-        return (*range(-self.lead, 0), *map(int, self.schedule.step_id))
+        return (*range(-self.lead, 0), *map(int, self.row_schedule.step_id))
 
     def _mask(
         self,

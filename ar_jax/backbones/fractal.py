@@ -207,7 +207,7 @@ class Fractal(nn.Module, kw_only=True):
     def empty(self, index: int, rows: int) -> Caches:
         """Caches of ``rows`` images of a level that takes its patches one by one."""
         heads, length = self.heads[index], self.schedule.levels[index].length
-        one = jnp.zeros((rows, length, heads, self.widths[index] // heads), self.dtype)
+        one = jnp.zeros((rows, heads, length, self.widths[index] // heads), self.dtype)
         return ((one, one),) * self.depths[index]
 
     def normalise(self, codes: Array) -> Array:

@@ -117,7 +117,7 @@ class InstructedDecoder(OrderedDecoder, kw_only=True):
                 x = jnp.where((inside & (place % 2 == 0))[None, :, None], held, asked)
             visible = first + count if isinstance(first, int) else None
             assert cache is not None
-            keys = jnp.arange(cache.k[0].shape[1])[:visible]
+            keys = jnp.arange(cache.k[0].shape[2])[:visible]
             mask = (keys[None] <= (first + jnp.arange(count))[:, None])[None, None]
         x, caches = self.blocks("stack", self.row_steps)(
             x.astype(self.dtype),

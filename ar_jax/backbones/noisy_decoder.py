@@ -110,9 +110,9 @@ class NoisyDecoder(nn.Module, kw_only=True):
         def empty() -> tuple[Array, ...]:
             counts = [self.heads] * self.depth + [self.decoder_heads] * self.decoder_depth
             shapes = [
-                (batch_size, self.schedule.length, heads, self.width // heads) for heads in counts
+                (batch_size, heads, self.schedule.length, self.width // heads) for heads in counts
             ]
-            axes = ("batch", None, "heads", None)
+            axes = ("batch", "heads", None, None)
             return tuple(
                 nn.with_logical_constraint(jnp.zeros(shape, self.dtype), axes) for shape in shapes
             )

@@ -22,10 +22,11 @@ from ar_jax.schedules import Schedule
 class CellTable:
     """[front + L + further, D]: ``front`` rows, one for each code position, and further ones.
 
-    The positions are in the schedule's own order.
+    The positions are in the schedule's own order, or ``by_cell``, as they lie on the grid.
     """
 
     front: int = 0
+    by_cell: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ def position_tables(backbone: Any) -> dict[str, CellTable | ScaleTable]:
     if isinstance(backbone, Decoder) and backbone.positions == "learned":
         return {"position": CellTable(), "scale_embed": ScaleTable()}
     if isinstance(backbone, Decoder) and backbone.positions == "target_aware":
-        table = CellTable(backbone.prefix_rows)
+        table = CellTable(backbone.prefix_rows, by_cell=True)
         return {"cell_positions/held": table, "cell_positions/predicted": table}
     return {}
 
@@ -69,7 +70,7 @@ def resample(
         return rows[sources].astype(np.float32)
     starts = np.cumsum([0, *(height * width for height, width in old.grids)]) + kind.front
     parts = [rows[: kind.front]]
-    if old.cells is not None:
+    if old.cells is not None and not kind.by_cell:
         ordered = rows[kind.front : starts[-1]][np.argsort(old.cells)]
         rows = np.concatenate([*parts, ordered, rows[starts[-1] :]])
     for source, grid in zip(sources, new.grids, strict=True):
@@ -78,7 +79,7 @@ def resample(
             across = [bicubic_matrix(n, m) for n, m in zip(old.grids[source], grid, strict=True)]
             table = np.einsum("ih,jw,hwc->ijc", *across, table.astype(np.float64), optimize=True)
         made = table.reshape(-1, rows.shape[1])
-        parts.append(made if new.cells is None else made[list(new.cells)])
+        parts.append(made if new.cells is None or kind.by_cell else made[list(new.cells)])
     parts.append(rows[starts[-1] :])
     return np.concatenate(parts).astype(np.float32)
 

@@ -18,7 +18,7 @@ from ar_jax.api import Cache, Cond
 from ar_jax.backbones.conditions import ClassCondition
 from ar_jax.backbones.ordered import OrderedDecoder
 from ar_jax.backbones.step_rows import Segment, is_first, largest, rooms, step_codes
-from ar_jax.nn.blocks import write
+from ar_jax.nn.attention import write
 from ar_jax.nn.positions import rotate
 
 Array = jax.Array
@@ -128,7 +128,7 @@ class TwoPassDecoder(OrderedDecoder, kw_only=True):
                 rope = jnp.take(rotations, held, axis=1, mode="clip")
             end = last if isinstance(last, int) else None
             assert cache is not None
-            keys = jnp.arange(cache.k[0].shape[1])[:end]
+            keys = jnp.arange(cache.k[0].shape[2])[:end]
             seen = (keys < last)[None, None, None]  # [1, 1, 1, T]
             mask = seen
             if self.group_attention == "causal":
@@ -145,7 +145,7 @@ class TwoPassDecoder(OrderedDecoder, kw_only=True):
         if own is not None:
             assert caches is not None
             written = write(own[-1][0], memory[0], first), write(own[-1][1], memory[1], first)
-            memory = written[0][:, :end], written[1][:, :end]
+            memory = written[0][:, :, :end], written[1][:, :, :end]
             caches = (*caches, written)
             cache = Cache(k=tuple(c[0] for c in caches), v=tuple(c[1] for c in caches))
         query = embed(jnp.full((batch, asked.shape[1]), self.vocab_size)).astype(self.dtype)

@@ -130,6 +130,8 @@ def visible_share(steps: tuple[int, ...]) -> float:
 
 # Kernels that act on the rows of a text, and not on those of the sequence.
 TEXT = re.compile("(^|/)(reader/|cross_attention/(key|value)/)")
+# Kernels that act on codes where a row stands for several.
+CODES = re.compile("(^|/)(head|reduce|restore)/")
 
 
 def model_flops(params: Any, system: Any, batch: int, *, passes: int = 3) -> float:
@@ -149,6 +151,8 @@ def model_flops(params: Any, system: Any, batch: int, *, passes: int = 3) -> flo
             rows = 1 if "modulation" in name else backbone.rows
             if TEXT.search(name):
                 rows = backbone.caption_length
+            if CODES.search(name):
+                rows *= getattr(backbone, "merged", 1)
             flops += 2.0 * math.prod(leaf.shape) * batch * rows
     pairs = int(visible_rows(backbone.row_steps).sum())
     if hasattr(backbone, "text_pairs"):

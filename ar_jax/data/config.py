@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "on_error": "raise",
     "num_workers": 0,
     "holdout": DEFAULT_HOLDOUT,  # for folders without held-out images of their own
+    "captions": "",  # for generators of captions: directory of train.npz and test.npz
 }
 
 
@@ -75,6 +76,7 @@ def from_config(config: Mapping[str, Any], split: str) -> Data:
         image_size=fields["image_size"],
         on_error=fields["on_error"],
         holdout=fields["holdout"],
+        captions=fields["captions"],
     )
     transform = ImageTransform(
         size=fields["image_size"],

@@ -43,6 +43,7 @@ class Source(abc.ABC):
         channels: C of every image; 0 for codes whose images are unknown.
         image_size: (H, W) where every image has the same size, else None.
         copies: augmented copies of each item, of which `fetch` draws one.
+        caption_shape: (rows, features) of the captions that items have; None: they have none.
         decodes: True where reading an item costs real work (image decoding), so threads pay off.
     """
 
@@ -53,6 +54,7 @@ class Source(abc.ABC):
     channels: int
     image_size: tuple[int, int] | None = None
     copies: int = 1
+    caption_shape: tuple[int, int] | None = None
     decodes: bool = False
 
     @abc.abstractmethod
@@ -101,6 +103,7 @@ class SkipUnreadable(Source):
         self.channels = source.channels
         self.image_size = source.image_size
         self.copies = source.copies
+        self.caption_shape = source.caption_shape
         self.decodes = source.decodes
         self._seen: set[int] = set()
         handle, self._log = tempfile.mkstemp(prefix="ar_jax_skipped_")

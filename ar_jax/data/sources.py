@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ar_jax.data.arrays import SyntheticSource
+from ar_jax.data.captions import CaptionedSource
 from ar_jax.data.codes import CodesSource
 from ar_jax.data.embedded import open_embedded
 from ar_jax.data.folder import DEFAULT_HOLDOUT, FolderSource
@@ -21,6 +22,7 @@ def open_source(
     image_size: int | None = None,
     on_error: str = "raise",
     holdout: float = DEFAULT_HOLDOUT,
+    captions: str = "",
 ) -> Source:
     """Opens a source.
 
@@ -35,6 +37,8 @@ def open_source(
             come later.
         on_error: 'raise' at the first unreadable item, or 'skip' it (see `SkipUnreadable`).
         holdout: fraction held out where a folder has no split of its own.
+        captions: directory of the features of the items' captions, see `CaptionedSource`; empty:
+            items have none.
 
     Raises:
         ValueError: names the spec, file or field at fault, and what would be right.
@@ -63,6 +67,7 @@ def open_source(
             f"data.channels={channels}, but {source.name} was made from images of "
             f"{source.channels} channel(s); set data.channels={source.channels}"
         )
+    source = CaptionedSource(source, captions, split) if captions else source
     return SkipUnreadable(source) if on_error == "skip" else source
 
 

@@ -12,20 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.build import AnySampler, build_sampling, create_sampler
-from ar_jax.evaluation.captions import read_captions
+from ar_jax.data.captions import read_captions
 from ar_jax.evaluation.coding import decode_known, decode_stages
 from ar_jax.evaluation.composition import Composition
 from ar_jax.evaluation.grids import save_frames, upscale
 from ar_jax.evaluation.labels import check_classes, choose_labels
 from ar_jax.evaluation.load import describe_weights, load_system
+from ar_jax.evaluation.speculation import Speculation
 from ar_jax.evaluation.standard import record_samples
 from ar_jax.io.images import PICTURE_CHANNELS, image_grid, save_png
 from ar_jax.io.progress import Progress
 from ar_jax.sampling.beam import BeamSearch
+from ar_jax.sampling.draft import DraftSampler
 from ar_jax.sampling.filters import BY_ENTROPY, Knobs
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import image_keys
 from ar_jax.sampling.search import BestOf
+from ar_jax.sampling.speculative import SpeculativeSampler
 from ar_jax.tokenizers.tokenizer import to_uint8
 
 MAX_STAGES = 10  # columns of a strip: VAR's scales
@@ -42,6 +45,7 @@ class Generated(NamedTuple):
     order: np.ndarray | None = (
         None  # int32 [N, L], the positions as they were drawn, if not in order
     )
+    calls: np.ndarray | None = None  # int32 [N], of the model, if they differ from image to image
 
 
 def sampling_of(config: Any, overrides: Mapping[str, Any] | None = None) -> tuple[Knobs, Guidance]:
@@ -96,7 +100,7 @@ def _listed(numbers: Any) -> str:
 
 
 def generate(
-    sampler: AnySampler | BestOf | BeamSearch,
+    sampler: AnySampler | BestOf | BeamSearch | SpeculativeSampler | DraftSampler,
     labels: Sequence[int] | np.ndarray,
     *,
     seed: int = 0,
@@ -135,7 +139,7 @@ def generate(
 
 
 def generate_from(
-    sampler: AnySampler | BestOf | BeamSearch,
+    sampler: AnySampler | BestOf | BeamSearch | SpeculativeSampler | DraftSampler,
     cond: Mapping[str, np.ndarray],
     *,
     seed: int = 0,
@@ -156,7 +160,7 @@ def generate_from(
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     batch_size = min(batch_size, count)
     images = _empty_images((count, *sampler.system.tokenizer.image_shape), scratch)
-    codes, orders = [], []
+    codes, orders, calls = [], [], []
     with Progress(count, title="sampling", unit="image", enabled=progress) as bar:
         for start in range(0, count, batch_size):
             rows = np.arange(start, start + batch_size)
@@ -164,15 +168,19 @@ def generate_from(
             part = {name: jnp.asarray(v[np.minimum(rows, count - 1)]) for name, v in cond.items()}
             keys = image_keys(seed, first + start, batch_size)
             samples = sampler(part, keys, knobs=knobs, guidance=guidance)
-            drawn = jax.device_get((_to_uint8(samples.images), samples.codes, samples.order))
+            found = (_to_uint8(samples.images), samples.codes, samples.order, samples.calls)
+            drawn = jax.device_get(found)
             images[start : start + real] = drawn[0][:real]
             codes.append(drawn[1][:real])
             if drawn[2] is not None:
                 orders.append(drawn[2][:real])
+            if drawn[3] is not None:
+                calls.append(drawn[3][:real])
             bar.advance(real)
     labels = cond.get("label", np.arange(count, dtype=np.int32))
     order = np.concatenate(orders) if orders else None
-    return Generated(images, labels, np.concatenate(codes), order)
+    counts = np.concatenate(calls) if calls else None
+    return Generated(images, labels, np.concatenate(codes), order, counts)
 
 
 def _empty_images(shape: tuple[int, ...], scratch: str | Path | None) -> np.ndarray:
@@ -275,6 +283,7 @@ def sample_workdir(
     captions: str | Path | None = None,
     sampling: Mapping[str, Any] | None = None,
     composition: Composition | None = None,
+    speculation: Speculation | None = None,
     seed: int = 0,
     batch_size: int = 100,
     step: int | None = None,
@@ -291,8 +300,10 @@ def sample_workdir(
         out: the PNG: a grid of at most `MAX_GRID` images, a row a class with ``per_class``.
         labels, per_class, num_images: see `choose_labels`.
         captions: in place of these, for a generator of captions, which needs it: a file of their
-            features, an image of each; see `ar_jax.evaluation.captions`.
+            features, an image of each; see `ar_jax.data.captions`.
         sampling: see `sampling_of`.
+        speculation: with fewer calls of the model, of generators that draw one code a step; the
+            images say how many, and are others than without.
         composition: other models, a search; None for neither.
         seed, batch_size: see `generate`.
         step: of the checkpoint; None for the newest.
@@ -322,11 +333,12 @@ def sample_workdir(
         raise ValueError(
             "--strip and --frames decode codes step by step, which --smooth mixes: give one"
         )
-    composition = composition or Composition()
-    sampler = composition.around(create_sampler(system, params), workdir)
+    sampler = create_sampler(system, params)
+    drawing = (composition or Composition()).around(sampler, workdir)
+    drawing = drawing if speculation is None else speculation.sampler(drawing)
     with jax.default_matmul_precision(config["precision"]):
         drawn = generate_from(
-            sampler,
+            drawing,
             cond,
             seed=seed,
             batch_size=batch_size,
@@ -343,7 +355,9 @@ def sample_workdir(
     if npz is not None:
         save_npz(npz, drawn.images, drawn.labels)
         weights = describe_weights(workdir, config, step)
-        how = f"{describe_sampling(knobs, guidance)}{composition.describe(workdir)}"
+        how = f"{describe_sampling(knobs, guidance)}"
+        how += "" if composition is None else composition.describe(workdir)
+        how += "" if speculation is None else f", {speculation}"
         record_samples(npz, f"{how}, {weights}, seed {seed}")
     return drawn
 

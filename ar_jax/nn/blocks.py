@@ -17,7 +17,7 @@ import numpy as np
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from ar_jax.nn.attention import attend
+from ar_jax.nn.attention import attend_cache, write
 from ar_jax.nn.cross_attention import CrossAttention, Text
 from ar_jax.nn.layers import MLP, LayerNorm, RMSNorm, drop_path, layer_norm, rms_norm, unit
 from ar_jax.nn.modulation import Modulation, modulation_init
@@ -73,11 +73,12 @@ class Attention(nn.Module, kw_only=True):
         x: Array,  # [B, Q, D]
         rope: Array | None,  # [Q, K/2, 2]
         mask: Array | None,  # with a cache [B, H, Q, T], else real rows [B, Q]; broadcastable
-        cache: tuple[Array, Array] | None,  # each [B, T, H, K]
+        cache: tuple[Array, Array] | None,  # each [B, H, T, K]
         start: Array | int,  # cache row of the first query
         visible: int | None,  # cache rows that can be seen at all, if known when tracing
         train: bool,
-        memory: tuple[Array, Array] | None = None,  # keys (turned) and values, each [B, T, H, K]
+        # Keys (turned) and values, each [B, T, H, K], or as a cache's where row_steps is None.
+        memory: tuple[Array, Array] | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
         width = x.shape[-1]
 
@@ -114,12 +115,12 @@ class Attention(nn.Module, kw_only=True):
             q, k = rotate(q, rope), k if memory is not None else rotate(k, rope)
         if cache is not None:
             cache = write(cache[0], k, start), write(cache[1], v, start)
-            k, v = (rows[:, :visible] for rows in cache)
-        if self.kv_heads != self.heads:
-            k, v = (rows.repeat(self.heads // self.kv_heads, axis=2) for rows in (k, v))
+            k, v = (rows[:, :, :visible] for rows in cache)
         if cache is not None or (memory is not None and self.row_steps is None):
-            out = attend(q, k, v, mask=mask, scale=scale)  # [B, Q, H, K]
+            out = attend_cache(q, k, v, mask=mask, scale=scale)  # [B, Q, H, K]
         else:
+            if self.kv_heads != self.heads:
+                k, v = (rows.repeat(self.heads // self.kv_heads, axis=2) for rows in (k, v))
             out = attend_all(
                 *(q, k, v),
                 steps=self.row_steps or (0,) * q.shape[1],
@@ -139,11 +140,6 @@ class Attention(nn.Module, kw_only=True):
             name="out",
         )(out.astype(self.dtype))
         return out, cache
-
-
-def write(rows: Array, new: Array, start: Array | int) -> Array:
-    """A cache's rows [B, T, H, K] with ``new`` [B, n, H, K] from row ``start`` on."""
-    return jax.lax.dynamic_update_slice_in_dim(rows, new.astype(rows.dtype), start, axis=1)
 
 
 class Block(nn.Module, kw_only=True):

@@ -105,7 +105,7 @@ class Likelihood:
         share = random_share(system.schedule, step)
         order = batch.get("order")
         if order is None and train and system.schedule.random:
-            order = draw_orders(order_key, share, *codes.shape)
+            order = draw_orders(order_key, share, len(codes), system.schedule)
         if order is not None:
             codes = jnp.take_along_axis(codes, order, axis=1)
         elif system.schedule.cells is not None:

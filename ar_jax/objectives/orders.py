@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ar_jax.schedules import Schedule
 
@@ -22,13 +23,15 @@ def random_share(schedule: Schedule, step: Array | int) -> Array:
     return 1.0 - jnp.clip(past / max(end - start, 1), 0.0, 1.0)
 
 
-def draw_orders(key: Array, share: Array, batch_size: int, length: int) -> Array:
+def draw_orders(key: Array, share: Array, batch_size: int, schedule: Schedule) -> Array:
     """Orders int32 [B, L]: ``order[b, t]`` is the cell of sample b's t-th code.
 
-    Each sample's is a uniform permutation with probability ``share``, else 0, 1, 2, ...
+    Each sample's is a uniform permutation with probability ``share``, else the schedule's own.
     """
+    length = schedule.length
     choice_key, order_key = jax.random.split(key)
     keys = jax.random.split(order_key, batch_size)
     orders = jax.vmap(lambda k: jax.random.permutation(k, length))(keys).astype(jnp.int32)
     chosen = jax.random.bernoulli(choice_key, share, (batch_size, 1))
-    return jnp.where(chosen, orders, jnp.arange(length, dtype=jnp.int32)[None])
+    own = np.arange(length) if schedule.cells is None else np.asarray(schedule.cells)
+    return jnp.where(chosen, orders, jnp.asarray(own, jnp.int32)[None])

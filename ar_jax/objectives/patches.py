@@ -16,7 +16,7 @@ import numpy as np
 
 from ar_jax import schedules
 from ar_jax.api import Array, Cond, Params, System
-from ar_jax.schedules import Grid
+from ar_jax.schedules import window_order
 
 Patches = tuple[tuple[int, int], ...]  # (p, the training step at which its stage ends)
 
@@ -30,10 +30,12 @@ def check_patches(patches: Patches, system: System) -> None:
     if not patches:
         return
     schedule, backbone = system.schedule, system.backbone
-    if schedule.name != "raster" or getattr(backbone, "positions", "") != "rope":
+    rope = getattr(backbone, "positions", None) == "rope"
+    if (schedule.name, schedule.window) != ("raster", (1, 1)) or not rope:
         raise ValueError(
-            f"objective.patches is {patches}, which needs schedule.name='raster' and a backbone of "
-            f"positions='rope', not {schedule.name!r} and {getattr(backbone, 'positions', None)!r}"
+            f"objective.patches is {patches}, which needs schedule.name='raster' of single codes "
+            f"and a backbone of positions='rope', not {schedule.name!r} and "
+            f"{getattr(backbone, 'positions', None)!r} with windows {schedule.window}"
         )
     ends = [end for _, end in patches]
     if ends != sorted(set(ends)) or ends[0] < 1:
@@ -48,13 +50,6 @@ def check_patches(patches: Patches, system: System) -> None:
             )
 
 
-def window_order(grid: Grid, side: int) -> np.ndarray:
-    """The cells of every window, int32 [windows, side^2], both row by row."""
-    rows, columns = (length // side for length in grid)
-    cells = np.arange(grid[0] * grid[1], dtype=np.int32).reshape(rows, side, columns, side)
-    return cells.transpose(0, 2, 1, 3).reshape(rows * columns, side * side)
-
-
 def patch_logits(
     system: System, params: Params, codes: Array, cond: Cond, side: int, rngs: Any
 ) -> Array:
@@ -65,7 +60,7 @@ def patch_logits(
         rngs: of dropout; None: not in training.
     """
     grid = system.schedule.grids[0]
-    windows = window_order(grid, side)
+    windows = window_order(grid, (side, side))
     schedule = schedules.raster(grid=(grid[0] // side, grid[1] // side))
     hidden, _ = system.backbone.clone(schedule=schedule).apply(
         {"params": params["backbone"]},

@@ -52,9 +52,10 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern=r"(^|/)token_embed/embedding$", axes=("vocab", "embed"), may_replicate=True),
     # One row of it for an image: split, XLA would gather the table and move the rows in each step.
     Rule(pattern=r"(^|/)(class_embed/embedding|class_features)$", axes=()),
-    # Other linear embeddings (of continuous codes, of a hidden state, of a time, of a text).
+    # Other linear embeddings (of continuous codes, of a hidden state, of a time, of a text), and
+    # what takes codes to a part of a row and back.
     Rule(
-        pattern=r"(^|/)(\w+_embed(_\d)?|caption_(up|down))/kernel$",
+        pattern=r"(^|/)(\w+_embed(_\d)?|caption_(up|down)|reduce|restore)/kernel$",
         axes=("embed",),
         may_replicate=True,
     ),

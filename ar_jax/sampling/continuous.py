@@ -21,7 +21,7 @@ from ar_jax.api import Array, Cache, Cond, Params, System
 from ar_jax.sampling.filters import Knobs, truncate
 from ar_jax.sampling.guidance import Guidance
 from ar_jax.sampling.loop import CachedSampler, by_step
-from ar_jax.sampling.speculative import check_one_by_one
+from ar_jax.sampling.one_image import check_one_by_one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Slots(NamedTuple):
     keys: Array  # [N]
     knobs: Knobs  # leaves [N, ...]
     scales: Array  # float32 [N, L]
-    cache: Cache  # leaves [N, 2 or 1, T, H, K]: each slot's conditional and null rows
+    cache: Cache  # leaves [N, 2 or 1, H, T, K]: each slot's conditional and null rows
 
 
 class ContinuousBatch:

@@ -7,7 +7,7 @@ other values do not recompile a sampler.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -17,6 +17,8 @@ import jax.numpy as jnp
 Array = jax.Array
 
 REMOVED = -jnp.inf
+# Of -inf and inf in the order of the floats, see `_float_at`.
+PLACES = (-0x7F800001, 0x7F800000)
 # What confidence decoding compares codes by; see `ar_jax.sampling.confidence`.
 CONFIDENCES = ("probability", "logit")
 # Knobs that have one value for every step, or none.
@@ -165,15 +167,17 @@ def truncate(logits: Array, knobs: Knobs) -> Array:
     """Logits float32 [..., V] after temperature, top-k, top-p, min-p; removed ones are -inf.
 
     The knobs are those of one step. Each filter sees what the one before it left, the order of VAR
-    and LlamaGen. The sort is skipped at run time where neither top-k nor top-p is on, and so is the
-    entropy where no factor depends on it.
+    and LlamaGen. Ties stay or go together. Nothing is sorted: see `_threshold`, and at run time
+    what is off is skipped, and so is the entropy where no factor depends on it.
     """
     aware = (jnp.asarray(knobs.entropy_gain) != 0) | (jnp.asarray(knobs.entropy_floor) != 1)
     one = jnp.ones((*logits.shape[:-1], 1), logits.dtype)
     factor = jax.lax.cond(aware, lambda x: entropy_factor(x, knobs), lambda x: one, logits)
     logits = logits / jnp.maximum(knobs.temperature * factor, 1e-5)
-    sorting = (knobs.top_k > 0) | _cuts_tail(knobs)
-    logits = jax.lax.cond(sorting, lambda x: _top(x, knobs), lambda x: x, logits)
+    top_p = jnp.asarray(knobs.top_p)
+    cuts_tail = (top_p > 0) & (top_p < 1)
+    logits = jax.lax.cond(knobs.top_k > 0, lambda x: _top_k(x, knobs.top_k), lambda x: x, logits)
+    logits = jax.lax.cond(cuts_tail, lambda x: _top_p(x, knobs.top_p), lambda x: x, logits)
     floor = logits.max(-1, keepdims=True) + jnp.log(jnp.maximum(knobs.min_p, 1e-30))
     return jnp.where((knobs.min_p > 0) & (logits < floor), REMOVED, logits)
 
@@ -191,20 +195,43 @@ def _by_step(values: Any, dtype: Any) -> Array | tuple[()]:
     return jnp.asarray(values, dtype) if len(values) else ()
 
 
-def _cuts_tail(knobs: Knobs) -> Array:
-    top_p = jnp.asarray(knobs.top_p)
-    return (top_p > 0) & (top_p < 1)
+def _top_k(logits: Array, k: Array | int) -> Array:
+    """Removed unless fewer than k are larger."""
+
+    def few(larger: Array) -> Array:
+        return larger.sum(-1, keepdims=True, dtype=jnp.int32) < k
+
+    return jnp.where(logits >= _threshold(logits, few), logits, REMOVED)
 
 
-def _top(logits: Array, knobs: Knobs) -> Array:
-    """top-k then top-p, as one threshold found in the sorted logits."""
-    size = logits.shape[-1]
-    ordered = -jnp.sort(-logits, axis=-1)  # descending
-    k = jnp.where(knobs.top_k > 0, jnp.minimum(knobs.top_k, size), size)
-    kth = jnp.take_along_axis(ordered, jnp.broadcast_to(k - 1, (*logits.shape[:-1], 1)), -1)
-    ordered = jnp.where(ordered >= kth, ordered, REMOVED)
-    p = jax.nn.softmax(ordered, axis=-1)
-    before = jnp.cumsum(p, axis=-1) - p  # probability of everything larger
-    kept = (before <= knobs.top_p) | ~_cuts_tail(knobs)
-    last = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
-    return jnp.where((logits >= kth) & (logits >= last), logits, REMOVED)
+def _top_p(logits: Array, p: Array | float) -> Array:
+    """Removed unless all larger ones together have a probability of at most p."""
+    probabilities = jax.nn.softmax(logits, axis=-1)
+
+    def light(larger: Array) -> Array:
+        return jnp.where(larger, probabilities, 0.0).sum(-1, keepdims=True) <= p
+
+    return jnp.where(logits >= _threshold(logits, light), logits, REMOVED)
+
+
+def _threshold(logits: Array, holds: Callable[[Array], Array]) -> Array:
+    """The least float32 t [..., 1] with ``holds(logits > t)``, of which it says bool [..., 1].
+
+    What holds of a set must hold of its subsets. Halving the floats in their order finds t exactly
+    in 32 passes, whatever the logits are: a sort of 4,096 takes about 20 times as long on a CPU.
+    """
+
+    def halve(_: Array | int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low & high) + ((low ^ high) >> 1)  # the mean, rounded down, without overflow
+        held = holds(logits > _float_at(middle))
+        return jnp.where(held, low, middle + 1), jnp.where(held, middle, high)
+
+    places = [jnp.full((*logits.shape[:-1], 1), place, jnp.int32) for place in PLACES]
+    return _float_at(jax.lax.fori_loop(0, 32, halve, tuple(places))[1])
+
+
+def _float_at(place: Array) -> Array:
+    """The float32 at a place int32 in the order of all floats, 0 at 0."""
+    bits = jnp.where(place < 0, place ^ 0x7FFFFFFF, place)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)

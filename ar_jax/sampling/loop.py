@@ -222,8 +222,7 @@ def place_order(
     elif keys is not None and schedule.shuffled:
         order = draw_order(keys, schedule.length)
     if kept is not None and free and schedule.random:
-        own = jnp.arange(schedule.length)[None]
-        order = kept_first(own if order is None else order, kept.keep)
+        order = kept_first(own_order(schedule, 1) if order is None else order, kept.keep)
     return order
 
 

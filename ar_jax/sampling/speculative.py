@@ -1,15 +1,17 @@
-"""Speculative Jacobi decoding of raster codes: exact (SJD, arXiv:2410.01699; MC-SJD's redraws).
+"""Speculative Jacobi decoding, of codes that are drawn one a step: exact (SJD, arXiv:2410.01699).
 
 A window of drafts lies behind the codes that are settled, each with the distribution q that it was
 drawn from. One call of the model gives p of all of them. From left to right a draft stays with
 probability min(1, p / q), and the first that does not is drawn anew from what p has above q. The
-drafts behind it are redrawn from their p, which is their next q. Rows of the cache that saw a wrong
-draft are written again, as the next window begins where this one stopped. What is drawn has the
-plain sampler's distribution, with fewer calls of the model; of one key it is another image.
+drafts behind it are redrawn from their p, which is their next q (MC-SJD's ways to do so are
+`REDRAWS`). Rows of the cache that saw a wrong draft are written again, as the next window begins
+where this one stopped. What is drawn has the plain sampler's distribution, with fewer calls of the
+model; of one key it is another image. With a `Grouping` it has another distribution.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -18,9 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.api import Array, Cache, Cond, Params, Samples, System
-from ar_jax.sampling.filters import Knobs, truncate
+from ar_jax.sampling.filters import Knobs
+from ar_jax.sampling.grouped import Grouping, code_distances, group_ratio
 from ar_jax.sampling.guidance import Guidance
-from ar_jax.sampling.loop import CachedSampler, by_step, check_keys
+from ar_jax.sampling.loop import (
+    CachedSampler,
+    by_step,
+    check_keys,
+    check_order,
+    draw_order,
+    to_cells,
+)
+from ar_jax.sampling.one_image import OneImage, check_windows, draw, residual
+from ar_jax.schedules import Schedule
 
 # How a draft behind the first rejection is drawn again. 'independent': with new noise (SJD).
 # 'gumbel': with the position's own Gumbel noise, so that it changes only where p does enough.
@@ -45,6 +57,42 @@ class State(NamedTuple):
     cache: Cache
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeculativeSampler:
+    """`speculate` with its settings, called as the sampler that it is made of.
+
+    The samples say how often the model was called for each image.
+    """
+
+    sampler: CachedSampler
+    window: int = 16
+    redraw: str = "maximal"
+    grouping: Grouping | None = None
+
+    @property
+    def system(self) -> System:
+        """That of the sampler."""
+        return self.sampler.system
+
+    @property
+    def params(self) -> Params:
+        """Those of the sampler."""
+        return self.sampler.params
+
+    def __call__(self, cond: Cond, keys: Array, **settings: Any) -> Samples:
+        """See `speculate`."""
+        fields: dict[str, Any] = {
+            "window": self.window,
+            "redraw": self.redraw,
+            "grouping": self.grouping,
+        }
+        return speculate(self.sampler, cond, keys, **fields, **settings).samples
+
+    def decode(self, codes: Array, steps: int | None = None) -> Array:
+        """As the sampler decodes."""
+        return self.sampler.decode(codes, steps)
+
+
 def speculate(
     sampler: CachedSampler,
     cond: Cond,
@@ -52,56 +100,71 @@ def speculate(
     *,
     window: int = 16,
     redraw: str = "maximal",
+    grouping: Grouping | None = None,
     knobs: Knobs | None = None,
     guidance: Guidance | None = None,
+    order: Array | None = None,
 ) -> Speculated:
     """Draws one image for every condition with fewer calls of the model.
 
     Args:
         sampler: of a system that draws one code a step from codes.
-        cond, keys, knobs, guidance: see `CachedSampler.__call__`. Of temperature 0 the codes are
-            the plain sampler's; else they are other draws from the same distribution.
+        cond, keys, knobs, guidance, order: see `CachedSampler.__call__`. Of temperature 0 the codes
+            are the plain sampler's; else they are other draws from the same distribution.
         window: W, drafts that are checked in one call; static, as is ``redraw``.
         redraw: one of `REDRAWS`.
+        grouping: lossy acceptance; static. None: exact.
 
     Raises:
         ValueError: another kind of system, a window that is not between 1 and L - 1, an unknown
-            ``redraw``, smooth draws, or keys that are not one for every condition.
+            ``redraw``, smooth draws, or keys or an order that are not one for every condition.
     """
-    system, schedule = sampler.system, sampler.system.schedule
-    check_one_by_one(sampler, "speculation")
-    if not 1 <= window < schedule.length:
-        raise ValueError(f"window is {window}; it must be between 1 and {schedule.length - 1}")
+    check_windows(sampler, "speculation")
+    length = sampler.system.schedule.length
+    if not 1 <= window < length:
+        raise ValueError(f"window is {window}; it must be between 1 and {length - 1}")
     if redraw not in REDRAWS:
         raise ValueError(f"redraw is {redraw!r}; it must be one of {REDRAWS}")
-    check_keys(keys, len(jax.tree.leaves(cond)[0]))
+    inputs, guided = speculation_inputs(sampler.system.schedule, cond, keys, knobs, guidance, order)
+    codes, calls = draw_speculative(
+        *(sampler.system, sampler.params, *inputs),
+        guided=guided,
+        window=window,
+        redraw=redraw,
+        grouping=grouping,
+    )
+    samples = Samples(codes=codes, images=sampler.decode(codes), order=inputs[-1], calls=calls)
+    return Speculated(samples, calls)
+
+
+def speculation_inputs(
+    schedule: Schedule,
+    cond: Cond,
+    keys: Array,
+    knobs: Knobs | None,
+    guidance: Guidance | None,
+    order: Array | None,
+) -> tuple[tuple, bool]:
+    """((cond, keys, knobs, scales, order) as programs take them, whether any step is guided).
+
+    Raises:
+        ValueError: see `speculate`.
+    """
+    batch_size = len(jax.tree.leaves(cond)[0])
+    check_keys(keys, batch_size)
     knobs, scales = by_step(schedule, knobs, guidance)
     (guidance or Guidance()).check_layers(0)
     if knobs.smooth:
         raise ValueError("sampling.smooth mixes codes between scales: there is none to speculate")
-    codes, calls = draw_speculative(
-        *(system, sampler.params, cond, keys, knobs, jnp.asarray(scales)),
-        guided=bool(np.any(scales != 1.0)),
-        window=window,
-        redraw=redraw,
-    )
-    return Speculated(Samples(codes=codes, images=sampler.decode(codes)), calls)
+    knobs.check_unused(("choice_temperature", "confidence"), "codes drawn in a fixed order")
+    if order is not None:
+        order = check_order(order, batch_size, schedule.length)
+    elif schedule.shuffled:
+        order = draw_order(keys, schedule.length)
+    return (cond, keys, knobs, jnp.asarray(scales), order), bool(np.any(scales != 1.0))
 
 
-def check_one_by_one(sampler: CachedSampler, what: str) -> None:
-    """Raises ValueError unless one model draws one code a step from the codes before it."""
-    system, schedule = sampler.system, sampler.system.schedule
-    if sampler.companions:
-        roles = ", ".join(companion.role for companion in sampler.companions)
-        raise ValueError(f"{what} is of one model, and the sampler has others beside it: {roles}")
-    if schedule.num_steps != schedule.length or system.tokenizer.quantizer.context != "codes":
-        raise ValueError(
-            f"schedule.name={schedule.name!r}: {what} is of systems that draw one code a step from "
-            "the codes before it"
-        )
-
-
-@functools.partial(jax.jit, static_argnames=("system", "guided", "window", "redraw"))
+@functools.partial(jax.jit, static_argnames=("system", "guided", "window", "redraw", "grouping"))
 def draw_speculative(
     system: System,
     params: Params,
@@ -109,39 +172,28 @@ def draw_speculative(
     keys: Array,
     knobs: Knobs,
     scales: Array,
+    order: Array | None = None,
     *,
     guided: bool,
     window: int,
     redraw: str,
+    grouping: Grouping | None = None,
 ) -> tuple[Array, Array]:
     """The program: (codes int32 [B, L], calls of the model int32 [B]). See `speculate`."""
     length, rows = system.schedule.length, jnp.arange(window)
-    null = system.backbone.conditioner.null(cond)
-
-    def log_p(
-        context: Array | None, cond: Cond, null: Cond, step: Any, positions: Array, cache: Cache
-    ) -> tuple[Array, Cache]:
-        """(log-probabilities [n, V] as they are drawn from, cache) of one image's positions [n]."""
-        fed = cond
-        if guided:
-            fed = jax.tree.map(lambda a, b: jnp.stack([a, b]), cond, null)
-        else:
-            fed = jax.tree.map(lambda a: a[None], cond)
-        if context is not None:
-            context = jnp.broadcast_to(context[None], (2 if guided else 1, len(context)))
-        hidden, cache = system.backbone.apply(
-            {"params": params["backbone"]}, context, fed, step=step, cache=cache
+    model = OneImage(system=system, params=params, knobs=knobs, scales=scales, guided=guided)
+    ratio = _ratio
+    if grouping is not None:
+        ratio = functools.partial(
+            group_ratio, grouping=grouping, distances=code_distances(system, params)
         )
-        logits = system.head.apply({"params": params["head"]}, hidden)  # [1 or 2, n, V]
-        if guided:
-            logits = system.head.guide(logits[:1], logits[1:], scales[positions][None, :, None])
-        return jax.vmap(lambda row, i: _log_softmax(row, knobs.at(i)))(logits[0], positions), cache
 
-    def begin(key: Array, cond: Cond, null: Cond) -> State:
+    def begin(key: Array, cond: Cond, order: Array | None) -> State:
         """The first code is settled, the others are drafts of the uniform distribution."""
-        cache = system.backbone.init_cache(2 if guided else 1)
-        first, cache = log_p(None, cond, null, 0, jnp.zeros(1, jnp.int32), cache)
-        code = _draw(first[0], jax.random.gumbel(jax.random.fold_in(key, 0), first[0].shape))
+        place = jnp.zeros(1, jnp.int32)
+        logits, cache = model.logits(None, cond, 0, place, model.init_cache(), order)
+        first = model.log_p(logits, place)
+        code = draw(first[0], jax.random.gumbel(jax.random.fold_in(key, 0), first[0].shape))
         vocab = first.shape[-1]
         drafts = jnp.argmax(own_noise(key, jnp.arange(length), vocab), axis=-1)
         codes = drafts.astype(jnp.int32).at[0].set(code)
@@ -155,30 +207,31 @@ def draw_speculative(
             positions
         )
 
-    def iterate(state: State, key: Array, cond: Cond, null: Cond) -> State:
+    def iterate(state: State, key: Array, cond: Cond, order: Array | None) -> State:
         """One call of the model. A window at the end begins before the first draft."""
         start = jnp.minimum(state.settled, length - window)
         positions = start + rows
         ahead = positions - state.settled  # which row of log_q; below 0: settled
         context = jax.lax.dynamic_slice_in_dim(state.codes, start - 1, window)
-        new, cache = log_p(context, cond, null, start, positions, state.cache)
+        logits, cache = model.logits(context, cond, start, positions, state.cache, order)
+        new = model.log_p(logits, positions)
         drafts = jax.lax.dynamic_slice_in_dim(state.codes, start, window)
         old = state.log_q[jnp.maximum(ahead, 0)]
         vocab = new.shape[-1]
         accept, again, fresh, fixed = jax.random.split(jax.random.fold_in(key, state.calls), 4)
-        stays = jax.random.uniform(accept, (window,)) < _ratio(new, old, drafts)
+        stays = jax.random.uniform(accept, (window,)) < ratio(new, old, drafts)
         stays = stays | (ahead < 0)
         stop = jnp.where(stays.all(), window, jnp.argmax(~stays))  # the first rejected
         left = residual(new, old)
         noise = jax.random.gumbel(fresh, (window, vocab))
         if redraw == "independent":
-            redrawn = _draw(new, noise)
+            redrawn = draw(new, noise)
         elif redraw == "gumbel":
-            redrawn = _draw(new, own_noise(key, positions, vocab))
+            redrawn = draw(new, own_noise(key, positions, vocab))
         else:
             keeps = jax.random.uniform(again, (window,)) < _ratio(new, old, drafts)
-            redrawn = jnp.where(keeps, drafts, _draw(left, noise))
-        corrected = _draw(left, jax.random.gumbel(fixed, (window, vocab)))
+            redrawn = jnp.where(keeps, drafts, draw(left, noise))
+        corrected = draw(left, jax.random.gumbel(fixed, (window, vocab)))
         drawn = jnp.where(rows < stop, drafts, jnp.where(rows == stop, corrected, redrawn))
         settled = jnp.minimum(start + stop + 1, start + window)
         after = settled + rows - start  # where the next window's drafts lie in this one
@@ -188,34 +241,16 @@ def draw_speculative(
         calls = state.calls + (state.settled < length)
         return State(codes, settled, log_q, calls, cache)
 
-    state = jax.vmap(begin)(keys, cond, null)
+    state = jax.vmap(begin)(keys, cond, order)
     state = jax.lax.while_loop(
         lambda state: (state.settled < length).any(),
-        lambda state: jax.vmap(iterate)(state, keys, cond, null),
+        lambda state: jax.vmap(iterate)(state, keys, cond, order),
         state,
     )
-    return state.codes, state.calls
-
-
-def residual(log_p: Array, log_q: Array) -> Array:
-    """Logits [..., V] of max(p - q, 0), from which a rejected draft is drawn anew."""
-    above = jnp.maximum(jnp.exp(log_p) - jnp.exp(log_q), 0.0)
-    # Nothing is above only if both are equal up to rounding, where nothing is rejected.
-    return jnp.where(above.sum(-1, keepdims=True) > 0, jnp.log(above), log_p)
+    return to_cells(state.codes, order), state.calls
 
 
 def _ratio(log_p: Array, log_q: Array, codes: Array) -> Array:
     """p / q [W] of drafts [W]."""
     difference = log_p - log_q
     return jnp.exp(jnp.take_along_axis(difference, codes[:, None], axis=-1)[:, 0])
-
-
-def _draw(logits: Array, gumbel: Array) -> Array:
-    return jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
-
-
-def _log_softmax(logits: Array, knobs: Knobs) -> Array:
-    """Log-probabilities [V] under the knobs of one step; at temperature 0 of the largest alone."""
-    kept = jax.nn.log_softmax(truncate(logits, knobs))
-    largest = jax.nn.one_hot(jnp.argmax(logits), logits.shape[-1], dtype=bool)
-    return jnp.where(knobs.temperature > 0, kept, jnp.where(largest, 0.0, -jnp.inf))

@@ -60,6 +60,8 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> Outcome:
     splits = {split: from_config(config["data"], split) for split in ("train", "test")}
     tokenizer = getattr(objective, "tokenizer", None) or objective.system.tokenizer
     check_images(config, tokenizer.image_shape)
+    for data in splits.values():
+        check_captions(config, objective, data)
     frozen: Params = {}
     if trains_tokenizer(config):
         frozen = load_perceptual(objective, workdir)
@@ -132,6 +134,31 @@ def check_classes(config: Any) -> None:
         raise ValueError(
             f"config.backbone.num_classes={ours}, but config.data.num_classes={theirs}: make them "
             "equal"
+        )
+
+
+def check_captions(config: Any, objective: Any, data: Data) -> None:
+    """Raises ValueError if the data have no captions where the generator is told one, or other."""
+    directory, shape = config["data"].get("captions", ""), data.source.caption_shape
+    backbone = None if trains_tokenizer(config) else objective.system.backbone
+    if backbone is None or "caption" not in backbone.conditioner.fields:
+        if directory:
+            raise ValueError(
+                f"config.data.captions={directory}, but nothing here is told a caption: leave it "
+                "empty, or set config.backbone.condition to 'text'"
+            )
+        return
+    if shape is None:
+        raise ValueError(
+            "config.backbone.condition is 'text', but config.data.captions is empty: name the "
+            "directory of the captions' features (ar_jax/data/captions.py)"
+        )
+    wanted = (backbone.caption_length, backbone.caption_features)
+    if shape != wanted:
+        raise ValueError(
+            f"config.data.captions={directory} has {shape[0]} rows of {shape[1]} a caption, but "
+            f"config.backbone has caption_length={wanted[0]} and caption_features={wanted[1]}: "
+            "make them equal (rows may be padding, see caption_mask)"
         )
 
 

@@ -102,7 +102,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.tokenizer.codebook_size = config.head.vocab_size = config.backbone.vocab_size = 256
         config.backbone.update(width=128, depth=4, heads=4, mlp_hidden=344)
         config.sampling.update(top_p=0.95)
-        config.train.update(steps=1_500, eval_every=500, preview_every=500, checkpoint_every=500)
+        config.sampling.guidance.update(scale=4.0, kind="constant")
+        config.optimizer.name = "muon"
+        config.train.update(steps=1_000, eval_every=500, preview_every=500, checkpoint_every=500)
         config.ema.decay = 0.99
     elif arg == "smoke":
         config.tokenizer.autoencoder.update(channels=16, encoder_blocks=1, decoder_blocks=1)

@@ -107,7 +107,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.backbone.update(width=128, depth=4, heads=4, mlp_hidden=344)
         config.sampling.update(top_p=0.95)
         config.sampling.guidance.update(scale=4.0, kind="constant")
-        config.optimizer.name = "adamw"
         config.train.update(steps=500, eval_every=250, preview_every=250, checkpoint_every=250)
         config.ema.decay = 0.99
     elif arg == "smoke":

@@ -101,6 +101,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.tokenizer.codebook_size = config.head.vocab_size = config.backbone.vocab_size = 256
         config.backbone.update(width=128, depth=4, heads=4, mlp_hidden=344)
         config.sampling.update(top_p=0.95)
+        config.sampling.guidance.update(scale=4.0, kind="constant")
+        config.optimizer.name = "muon"
         config.train.update(steps=800, eval_every=400, preview_every=400, checkpoint_every=400)
         config.ema.decay = 0.99
     elif arg == "smoke":

@@ -3,8 +3,9 @@
     python experiments/train.py --config=configs/fashion_mnist/tokenizer_vq_fine.py \
         --workdir=runs/tokenizer_vq_fine
 
-tokenizer_vq.py with codes of 2 x 2 pixels: a grid of even sides, as par.py needs. Arguments
-(``--config=...py:ARG``): none, the default; ``demo``, for minutes; ``smoke``, seconds.
+tokenizer_vq.py with codes of 2 x 2 pixels: a grid of even sides, as par.py and
+token_shuffle.py need. Arguments (``--config=...py:ARG``): none, the default; ``demo``, for minutes;
+``smoke``, seconds.
 """
 
 import ml_collections

@@ -56,14 +56,16 @@ METRICS = {  # of the report -> head of the column
 EMA = {"tokenizer.codebook_update": "ema"}
 PATCHGAN = {"objective.adversarial.weight": 0.5}
 FEW = {"tokenizer.codebook_size": 16}
+WIDE = {"tokenizer.autoencoder.code_width": 32}  # VAR's own, of which unused codes die
 NO_RESTARTS = {"objective.restart_below": 0.0}
 VARIANTS = (
     Variant("vq", "tokenizer_vq"),
-    Variant("vq, patchgan", "tokenizer_vq", PATCHGAN),
     Variant("vq of 16 codes", "tokenizer_vq", FEW),  # blurred, which a discriminator notices
     Variant("vq of 16 codes, patchgan", "tokenizer_vq", FEW | PATCHGAN),
     Variant("multiscale_vq", "tokenizer_multiscale"),
     Variant("multiscale_vq, no restarts", "tokenizer_multiscale", NO_RESTARTS),
+    Variant("multiscale_vq of width 32", "tokenizer_multiscale", WIDE),
+    Variant("multiscale_vq of width 32, no restarts", "tokenizer_multiscale", WIDE | NO_RESTARTS),
     Variant("multiscale_vq, ema", "tokenizer_multiscale", EMA),
     Variant("multiscale_vq, ema, no restarts", "tokenizer_multiscale", EMA | NO_RESTARTS),
     Variant("fsq", "tokenizer_fsq"),

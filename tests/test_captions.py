@@ -1,6 +1,8 @@
-"""Images for captions: the file of their features, and what a converted text model draws."""
+"""Captions: the file of their features, beside the items of a source, and drawn for."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,13 @@ from ar_jax.convert.conversion import convert_files
 from ar_jax.convert.directory import write_directory
 from ar_jax.convert.parity.case import Case
 from ar_jax.convert.release import choose
-from ar_jax.evaluation.captions import read_captions
+from ar_jax.data import from_config, open_source
+from ar_jax.data.captions import read_captions
 from ar_jax.evaluation.samples import sample_workdir
+from ar_jax.train.run import train_and_evaluate
 from tests.converted_cases import GOLDEN, official
 from tests.quick_compilation import quick_compilation  # noqa: F401
+from tests.smoke_runs import smoke_config
 
 ROWS, WIDTH = 4, 3
 
@@ -38,6 +43,74 @@ def test_without_a_mask_all_rows_are_real(tmp_path):
     caption = np.ones((1, ROWS, WIDTH), np.float16)
     cond = read_captions(save(tmp_path / "c.npz", caption=caption), ROWS, WIDTH)
     assert cond["caption_mask"].all()
+
+
+EMBEDDED = {"source": "embedded", "image_size": 28, "channels": 1, "num_classes": 10}
+
+
+def write_captions(folder: Path) -> np.ndarray:
+    """A caption of random features for each class of the embedded images; their features."""
+    rng = np.random.default_rng(0)
+    caption = rng.standard_normal((10, ROWS, WIDTH)).astype(np.float32)
+    mask = np.arange(ROWS)[None] >= np.arange(10)[:, None] % ROWS  # padded in front
+    for split in ("train", "test"):
+        source = open_source("embedded", split)
+        labels = [int(source[i]["label"]) for i in range(len(source))]
+        save(folder / f"{split}.npz", caption=caption, caption_mask=mask, caption_of=labels)
+    return np.where(mask[..., None], caption, 0)
+
+
+def test_batches_have_the_captions_of_their_images(tmp_path):
+    caption = write_captions(tmp_path)
+    data = from_config(EMBEDDED | {"captions": str(tmp_path), "on_error": "skip"}, "train")
+    assert data.source.caption_shape == (ROWS, WIDTH)
+    with data.train_iterator(batch_size=16, seed=0) as iterator:
+        batch = next(iterator)
+    np.testing.assert_array_equal(batch["caption"], caption[batch["label"]])
+    np.testing.assert_array_equal(batch["caption_mask"].sum(1), ROWS - batch["label"] % ROWS)
+    assert batch["caption_mask"].dtype == batch["dropped"].dtype == bool and batch["image"].any()
+    assert not batch["dropped"].any()
+    last = list(from_config(EMBEDDED | {"captions": str(tmp_path)}, "test").eval_batches(
+        batch_size=1500))[-1]  # fmt: skip
+    assert last["mask"].sum() == 1000 and not last["caption"][1000:].any()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (None, r"data.captions=.*: there is no .*train.npz; it must hold .* of the 20000 items"),
+        ({}, r"train.npz has captions for 2 items, but embedded .* has 20000"),
+        ({"caption_of": np.full(20_000, 2)}, "'caption_of' names caption 2, but there are 2"),
+        ({"caption_of": np.zeros(20_000)}, "'caption_of' must be numbers of captions"),
+    ],
+)
+def test_a_caption_is_needed_for_every_item(tmp_path, arrays, message):
+    if arrays is not None:
+        save(tmp_path / "train.npz", caption=GOOD, **arrays)
+    with pytest.raises(ValueError, match=message):
+        from_config(EMBEDDED | {"captions": str(tmp_path)}, "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "captions", "message"),
+    [
+        ({}, True, "nothing here is told a caption"),
+        ({"condition": "text"}, False, "condition is 'text', but config.data.captions is empty"),
+        (
+            {"condition": "text", "caption_length": 5},
+            True,
+            r"4 rows of 3 a caption, but config.backbone has caption_length=5 and caption_features",
+        ),
+    ],
+)
+def test_what_is_told_captions_has_them(tmp_path, changes, captions, message):
+    config = smoke_config("infinity")
+    config.backbone.update(changes)
+    config.data.captions = str(tmp_path) if captions else ""
+    if captions:
+        write_captions(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        train_and_evaluate(config, tmp_path / "run")
 
 
 GOOD = np.ones((2, ROWS, WIDTH), np.float32)
