@@ -63,7 +63,7 @@ def test_windows_of_one_code_are_the_decoder_s_own():
 
 def test_cached_logits_equal_teacher_forced_ones(made):
     system, params = made
-    assert system.backbone.rows == 12 and len(system.backbone.init_cache(2).k[0][0]) == 12
+    assert system.backbone.rows == 12 and system.backbone.init_cache(2).k[0].shape[2] == 12
     cond, codes = toy_labels(2), toy_codes(system, 2)
     full = _forced(system, params, cond, codes)
     null = _forced(system, params, system.backbone.conditioner.null(cond), codes)
