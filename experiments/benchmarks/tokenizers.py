@@ -56,7 +56,8 @@ METRICS = {  # of the report -> head of the column
 EMA = {"tokenizer.codebook_update": "ema"}
 PATCHGAN = {"objective.adversarial.weight": 0.5}
 FEW = {"tokenizer.codebook_size": 16}
-WIDE = {"tokenizer.autoencoder.code_width": 32}  # VAR's own, of which unused codes die
+MANY = {"tokenizer.codebook_size": 1024}  # of which two thirds die if none restarts
+WIDE = {"tokenizer.autoencoder.code_width": 32}  # VAR's own
 NO_RESTARTS = {"objective.restart_below": 0.0}
 VARIANTS = (
     Variant("vq", "tokenizer_vq"),
@@ -64,6 +65,10 @@ VARIANTS = (
     Variant("vq of 16 codes, patchgan", "tokenizer_vq", FEW | PATCHGAN),
     Variant("multiscale_vq", "tokenizer_multiscale"),
     Variant("multiscale_vq, no restarts", "tokenizer_multiscale", NO_RESTARTS),
+    Variant("multiscale_vq of 1,024 codes", "tokenizer_multiscale", MANY),
+    Variant(
+        "multiscale_vq of 1,024 codes, no restarts", "tokenizer_multiscale", MANY | NO_RESTARTS
+    ),
     Variant("multiscale_vq of width 32", "tokenizer_multiscale", WIDE),
     Variant("multiscale_vq of width 32, no restarts", "tokenizer_multiscale", WIDE | NO_RESTARTS),
     Variant("multiscale_vq, ema", "tokenizer_multiscale", EMA),
