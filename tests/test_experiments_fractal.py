@@ -80,7 +80,9 @@ def test_samples_and_edits(run, tmp_path):
     images, mask = drawn.images[:2], np.zeros((2, 28, 28), bool)
     mask[:, 6:20, 9:] = True
     sampler = create_sampler(system, params)
-    edited, found = edit_images(sampler, images, mask, np.array([3, 4]), batch_size=2)
+    # Another seed: a generator of four steps draws the same pixels of the same noise.
+    asked = np.array([3, 4])
+    edited, found = edit_images(sampler, images, mask, asked, seed=1, batch_size=2)
     np.testing.assert_array_equal(edited[~mask], images[~mask])
     assert not np.asarray(found.keep).all() and (edited[mask] != images[mask]).any()
 
