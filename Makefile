@@ -15,6 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UNFINISHED := $(VENV)/.unfinished
+COMPILER := $(VENV)/.compiler
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 
 # Succeeds for an interpreter that starts and is new enough, and, where PYTHON is given, of its version.
@@ -38,12 +39,17 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/python experiments/demo.py --system=$(SYSTEM) --workdir=demo/$(SYSTEM)
 
-test: $(STAMP)
+test: $(STAMP) $(COMPILER)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTARGS)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+# The TPU compiler, half a GB that only tests and compile_ahead.py need.
+$(COMPILER): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[ahead]'
+	@touch $@
 
 # The marker of an unfinished installation is written first and removed last, so that one that
 # was interrupted anywhere starts from nothing the next time.
