@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import numpy as np
 import pytest
 
 from ar_jax.compilation.floors import (
@@ -75,10 +78,12 @@ def test_memory_of_the_program(name):
     """Weights, one cache, one step's activations, and little else."""
     sampler = sampler_of(name)
     rows, backbone = 2 * 16, sampler.system.backbone
-    lower, arguments = sampler.program(
-        toy_labels(16), image_keys(0, 0, 16), knobs=Knobs(top_k=3), guidance=Guidance(scale=2.0)
-    )
-    plan = lower().compile().memory_analysis()
+    inputs = (toy_labels(16), image_keys(0, 0, 16))
+    settings: dict[str, Any] = dict(knobs=Knobs(top_k=3), guidance=Guidance(scale=2.0))
+    lower, arguments = sampler.program(*inputs, **settings)
+    compiled = lower().compile()
+    np.testing.assert_array_equal(compiled(*arguments), sampler(*inputs, **settings).codes)
+    plan = compiled.memory_analysis()
     planned = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments[0]))
     cache = cache_bytes(jax.eval_shape(lambda: backbone.init_cache(rows)))

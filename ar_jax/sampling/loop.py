@@ -137,8 +137,9 @@ class CachedSampler:
         """How to lower the program that draws codes, and its arguments: for benchmarks."""
         knobs, scales = by_step(self.system.schedule, knobs, guidance)
         knobs = knobs.spread(len(scales))
-        arguments = (self.params, cond, keys, knobs, jnp.asarray(scales), None, None)
         mixing = self.mixing(scales, guidance)
+        drawing = (cond, keys, knobs, jnp.asarray(scales), None, None, None)
+        arguments = (self.params, *drawing, mixing.pop("companions"))
         lower = functools.partial(draw_codes.lower, self.system, *arguments, **mixing)
         return lower, arguments
 
@@ -268,10 +269,10 @@ def draw_codes(
     noise: Array | None,
     order: Array | None = None,
     kept: Kept | None = None,
+    companions: tuple[Companion, ...] = (),
     *,
     guided: bool,
     layers: tuple[int, ...] = (0,),
-    companions: tuple[Companion, ...] = (),
 ) -> Array:
     """The sampling program: codes [B, L(, bits)]. See `CachedSampler.__call__`."""
     inputs = (system, params, cond, keys, knobs, scales, noise, order, kept)
