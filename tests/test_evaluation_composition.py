@@ -34,6 +34,7 @@ def workdirs(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow  # a program for each set of flags
 @pytest.mark.usefixtures("quick_compilation")
 def test_flags_of_the_command(workdirs, tmp_path):
     def draw(name: str, *flags: str) -> tuple[np.ndarray, str]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ar_jax.convert.parity.stepwise import teacher_forced
+from ar_jax.convert.parity.stepwise import stepwise_logits, teacher_forced
 from ar_jax.sampling import beam
 from ar_jax.sampling.beam import BeamSearch, Draft, Found, draw_beams
 from ar_jax.sampling.filters import Knobs
@@ -68,21 +68,24 @@ def test_beams_for_all_beginnings_find_the_likeliest_images(toy, guidance):
 _forced = jax.jit(teacher_forced, static_argnums=0)
 
 
-def forced_log_p(system: Any, params: Any, cond: Any, found: Found, guidance: Guidance) -> Any:
-    """Of all beams, with no cache: float32 [B, W]."""
+def recomputed_log_p(system: Any, params: Any, cond: Any, found: Found, guidance: Guidance) -> Any:
+    """Of all beams, with no fork: float32 [B, W].
+
+    With no cache either, but for groups of codes, which teacher forcing feeds otherwise.
+    """
     count, width = found.codes.shape[:2]
     codes = found.codes.reshape(count * width, *found.codes.shape[2:])
     cond = jax.tree.map(lambda leaf: jnp.repeat(leaf, width, axis=0), cond)
-    order = None
+    by_step = jnp.asarray(guidance.scales(system.schedule.num_steps))
     if found.order is not None:
         order = jnp.repeat(found.order, width, axis=0)
         codes = codes[jnp.arange(len(codes))[:, None], order]
-    null = system.backbone.conditioner.null(cond)
-    given, other = (_forced(system, params, c, codes, order) for c in (cond, null))
-    scales = guidance.scales(system.schedule.num_steps)[system.schedule.step_id]
-    scales = scales.reshape(1, -1, *(1,) * (given.ndim - 2))
-    log_p = system.head.log_prob(other + scales * (given - other), codes)
-    return log_p.sum(-1).reshape(count, width)
+        logits, _ = stepwise_logits(system, params, cond, codes, by_step, order)
+    else:
+        null = system.backbone.conditioner.null(cond)
+        given, other = (_forced(system, params, c, codes) for c in (cond, null))
+        logits = other + by_step[system.schedule.step_id][None, :, None] * (given - other)
+    return system.head.log_prob(logits, codes).sum(-1).reshape(count, width)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +97,12 @@ def forced_log_p(system: Any, params: Any, cond: Any, found: Found, guidance: Gu
         pytest.param("two_pass", marks=pytest.mark.slow),
     ],
 )
-def test_forked_caches_give_what_no_cache_gives(name, monkeypatch):
+def test_forked_caches_give_what_no_fork_gives(name, monkeypatch):
     system, params = toy_system(name)
     search = BeamSearch(sampler=CachedSampler.create(system, params), width=3, candidates=2)
     guidance = Guidance(scale=1.5)
     found = search.search(COND, KEYS, guidance=guidance)
-    expected = forced_log_p(system, params, COND, found, guidance)
+    expected = recomputed_log_p(system, params, COND, found, guidance)
     np.testing.assert_allclose(found.log_p, expected, rtol=1e-4, atol=1e-4)
     assert (np.diff(found.scores, axis=1) <= 0).all()
     assert all(len(np.unique(codes, axis=0)) == 3 for codes in found.codes)
@@ -108,7 +111,7 @@ def test_forked_caches_give_what_no_cache_gives(name, monkeypatch):
     broken = BeamSearch(
         sampler=search.sampler, width=3, candidates=2, score=lambda draft: draft.log_p
     ).search(COND, KEYS, guidance=guidance)
-    expected = forced_log_p(system, params, COND, broken, guidance)
+    expected = recomputed_log_p(system, params, COND, broken, guidance)
     assert np.abs(broken.log_p - expected).max() > 0.1
 
 
@@ -121,6 +124,7 @@ def test_one_beam_of_one_candidate_is_plain_sampling(name):
     jax.tree.map(np.testing.assert_array_equal, found, plain)
 
 
+@pytest.mark.slow  # four programs
 def test_a_score_of_images_is_what_is_searched_for():
     sampler = CachedSampler.create(*toy_system("next_scale"))
     search = BeamSearch(sampler=sampler, width=2, candidates=6, score=brightness)
