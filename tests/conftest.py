@@ -10,16 +10,24 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from packaging.version import Version
+
 # Before jax is imported; set in the environment so that scripts started by tests inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Scripts that are started again and again, and tests that build a program anew, compile it once.
 # A folder for each worker, as jax does not write the files of the cache atomically.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ar_jax_programs_")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# Most of the suite's time is XLA compiling small programs, which its older emitters do in half the
+# time. Later releases do not have them, and end the process for a flag they do not know. Scripts
+# inherit it: a run that is compared bit for bit with one of this process needs the same programs.
+if Version(version("jaxlib")) < Version("0.11"):
+    flags_of_xla = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags_of_xla} --xla_cpu_use_fusion_emitters=false".strip()
+
 import jax
 import pytest
 from absl import flags
-from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICES = 8
@@ -30,16 +38,6 @@ DEVICES = 8
 jax.config.update("jax_num_cpu_devices", DEVICES)
 # `[B, L, D] + [D]` must be written out: silent rank promotion hides transposed and missing axes.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# Most of the suite's time is XLA compiling small programs, which its older emitters do in half the
-# time. Later releases do not have them, and end the process for a flag they do not know, as libtpu
-# does: it is of this process, which reads it for its first program, and not of scripts.
-if Version(version("jaxlib")) < Version("0.11"):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-        )
-        jax.block_until_ready(jax.jit(lambda: 0)())
 
 # Modules that define absl flags are imported by tests without app.run.
 flags.FLAGS.mark_as_parsed()
@@ -56,6 +54,12 @@ def few_mappings() -> Iterator[None]:
     yield
     if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > ENOUGH:
         jax.clear_caches()
+
+
+@pytest.fixture
+def no_flags_of_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For scripts that start libtpu, which ends the process for a flag of the CPU's compiler."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 
 def pytest_unconfigure() -> None:

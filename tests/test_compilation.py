@@ -18,7 +18,7 @@ from ar_jax.compilation.collectives import Collective, find_collectives
 from ar_jax.compilation.estimate import LEFT_OUT, estimate, kernel_of, left_out, visible_share
 from ar_jax.compilation.execution import execute
 from ar_jax.compilation.hlo import shape_bytes
-from tests.tpu_compiler import NEEDS_COMPILER
+from tests.tpu_compiler import needs_compiler
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -182,7 +182,7 @@ def test_unknown_topologies_are_named(topology):
         find_chip(topology)
 
 
-@NEEDS_COMPILER
+@needs_compiler
 def test_a_train_step_compiles_for_a_topology(tmp_path):
     command = [sys.executable, "experiments/compile_ahead.py", "--topology=v5e:2x4"]
     command += ["--config=configs/fashion_mnist/var.py:smoke", f"--out={tmp_path}/report.json"]

@@ -27,7 +27,7 @@ from ar_jax.compilation.overflow import (
     read_size,
 )
 from ar_jax.compilation.report import summarise_collectives, summary
-from tests.tpu_compiler import NEEDS_COMPILER
+from tests.tpu_compiler import needs_compiler
 
 ROOT = Path(__file__).resolve().parent.parent
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -326,7 +326,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@NEEDS_COMPILER
+@needs_compiler
 def test_a_sampler_compiles_for_a_topology(tmp_path):
     out = tmp_path / "report.json"
     done = run(

@@ -33,7 +33,7 @@ from ar_jax.compilation.search import (
     write_rows,
 )
 from ar_jax.nn.blocks import REMAT_POLICIES
-from tests.tpu_compiler import NEEDS_COMPILER
+from tests.tpu_compiler import needs_compiler
 
 ROOT = Path(__file__).resolve().parent.parent
 MESH = {"data": 4, "fsdp": 1, "tensor": 1}
@@ -198,7 +198,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow  # compiles four times
-@NEEDS_COMPILER
+@needs_compiler
 def test_a_search_compiles_and_resumes(tmp_path):
     out = tmp_path / "search.json"
     arguments = ["--config=configs/fashion_mnist/var.py:smoke", "--topology=v5e:1x1", "--search"]

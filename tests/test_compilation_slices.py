@@ -13,7 +13,7 @@ import pytest
 from ar_jax.compilation.collectives import Collective, find_collectives
 from ar_jax.compilation.dcn import read_transfer
 from ar_jax.compilation.execution import execute
-from tests.tpu_compiler import NEEDS_COMPILER
+from tests.tpu_compiler import needs_compiler
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,7 +59,7 @@ def test_slices_of_a_target(target, slices):
 
 
 @pytest.mark.slow
-@NEEDS_COMPILER
+@needs_compiler
 def test_a_train_step_compiles_for_two_slices(tmp_path):
     command = [sys.executable, "experiments/compile_ahead.py", "--topology=v5e:2x2", "--slices=2"]
     command += ["--config=configs/fashion_mnist/var.py:smoke", f"--out={tmp_path}/report.json"]

@@ -23,7 +23,7 @@ from ar_jax.compilation.trials import Trials
 from ar_jax.parallel.mesh import use_mesh
 from configs.imagenet256.maskgit import get_config
 from tests.smoke_runs import ROOT, smoke_config
-from tests.tpu_compiler import NEEDS_COMPILER
+from tests.tpu_compiler import needs_compiler
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_phases(phase, op_name, expected):
         ("tokenizer_multiscale", "train", {"forward", "backward", "optimizer"}),
     ],
 )
-@NEEDS_COMPILER
+@needs_compiler
 def test_every_program_compiles_for_a_topology(config, program, phases, tmp_path):
     out = tmp_path / "report.json"
     command = [sys.executable, "experiments/compile_ahead.py", "--topology=v5e:2x2"]

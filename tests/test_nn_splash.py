@@ -18,7 +18,7 @@ from ar_jax.nn import splash
 from ar_jax.nn.splash import attend_all, block_size, padded_mask
 from ar_jax.parallel.mesh import make_mesh, use_mesh
 from tests.toy_systems import toy_codes, toy_config, toy_labels, toy_params, toy_system
-from tests.tpu_compiler import NEEDS_COMPILER
+from tests.tpu_compiler import needs_compiler
 
 BATCH, HEADS, WIDTH = 2, 2, 16
 STEPS = {
@@ -163,7 +163,7 @@ print(compiled.as_text())
 """
 
 
-@NEEDS_COMPILER
+@needs_compiler
 @pytest.mark.parametrize(("rows", "width"), [(680, 64), (256, 100)])
 def test_the_tpu_compiler_takes_the_kernel_in_both_passes(rows, width):
     """VAR's and LlamaGen-3B's rows and head widths, heads and samples divided; no scores in HBM."""
