@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ar_jax.data.source import Item, Source
+from ar_jax.data.source import Item, Source, WrappedSource
 
 FEATURES, MASK, CHOICE = "caption", "caption_mask", "caption_of"
 
@@ -81,7 +81,7 @@ def read_captions(
     }
 
 
-class CaptionedSource(Source):
+class CaptionedSource(WrappedSource):
     """Items of a source with their captions' features: what a generator of captions trains on.
 
     An item has 'caption' float32 [T, F], 'caption_mask' bool [T] and 'dropped' False beside what
@@ -112,23 +112,10 @@ class CaptionedSource(Source):
             raise ValueError(
                 f"{path}: {CHOICE!r} names caption {choice.max()}, but there are {found}"
             )
-        self._source, self._choice = source, choice
-        self.name = source.name
-        self.kind = source.kind
-        self.num_classes = source.num_classes
-        self.class_names = source.class_names
-        self.channels = source.channels
-        self.image_size = source.image_size
-        self.copies = source.copies
-        self.decodes = source.decodes
+        super().__init__(source)
+        self._choice = choice
         rows, width = self._captions[FEATURES].shape[1:]
         self.caption_shape = (rows, width)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def describe(self, index: int) -> str:
-        return self._source.describe(index)
 
     def fetch(self, index: int, rng: np.random.Generator | None = None) -> Item:
         row = self._choice[index]

@@ -86,13 +86,8 @@ class Source(abc.ABC):
         return 0
 
 
-class SkipUnreadable(Source):
-    """Replaces an unreadable item by the next readable one, and counts.
-
-    The replacement depends on the index alone (the next index, wrapping round), so a run is as
-    reproducible as without damage. Indices met are appended to a small temporary file: threads and
-    grain's worker processes share that file by name, so `skipped` counts what all of them met.
-    """
+class WrappedSource(Source):
+    """Has the length, the names and the attributes of the source that it is of."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -105,6 +100,24 @@ class SkipUnreadable(Source):
         self.copies = source.copies
         self.caption_shape = source.caption_shape
         self.decodes = source.decodes
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def describe(self, index: int) -> str:
+        return self._source.describe(index)
+
+
+class SkipUnreadable(WrappedSource):
+    """Replaces an unreadable item by the next readable one, and counts.
+
+    The replacement depends on the index alone (the next index, wrapping round), so a run is as
+    reproducible as without damage. Indices met are appended to a small temporary file: threads and
+    grain's worker processes share that file by name, so `skipped` counts what all of them met.
+    """
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
         self._seen: set[int] = set()
         handle, self._log = tempfile.mkstemp(prefix="ar_jax_skipped_")
         os.close(handle)
@@ -113,9 +126,6 @@ class SkipUnreadable(Source):
     def __getstate__(self) -> dict[str, Any]:
         # Only the process that made the file removes it.
         return {k: v for k, v in self.__dict__.items() if k != "_cleanup"}
-
-    def __len__(self) -> int:
-        return len(self._source)
 
     def describe(self, index: int) -> str:
         """Names the item that stands at `index`: its replacement, where one is known."""

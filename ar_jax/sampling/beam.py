@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ar_jax.api import Array, Cond, Params, Samples, System
+from ar_jax.sampling.around import AroundSampler
 from ar_jax.sampling.companions import Companion
 from ar_jax.sampling.filters import Knobs, truncate
 from ar_jax.sampling.guidance import Guidance
@@ -76,7 +77,7 @@ class Beams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BeamSearch:
+class BeamSearch(AroundSampler):
     """Searches for images that a score likes, scale by scale; called as the sampler that it is of.
 
     Attributes:
@@ -107,16 +108,6 @@ class BeamSearch:
                 "beam search forks the caches of a sampler that draws step by step: a "
                 f"{type(self.sampler).__name__} has none"
             )
-
-    @property
-    def system(self) -> System:
-        """That of the sampler."""
-        return self.sampler.system
-
-    @property
-    def params(self) -> Params:
-        """Those of the sampler."""
-        return self.sampler.params
 
     def __call__(self, cond: Cond, keys: Array | None = None, **settings: Any) -> Samples:
         """The best image for every condition; see `search`."""
@@ -176,10 +167,6 @@ class BeamSearch:
             score=self.score,
             **self.sampler.mixing(scales, guidance),
         )
-
-    def decode(self, codes: Array, steps: int | None = None) -> Array:
-        """As the sampler decodes."""
-        return self.sampler.decode(codes, steps)
 
 
 @functools.partial(

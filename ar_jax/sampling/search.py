@@ -13,14 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ar_jax.api import Array, Cond, Params, Samples, System
+from ar_jax.api import Array, Cond, Samples
+from ar_jax.sampling.around import AroundSampler
 
 # (images float32 [B, H, W, C] in [-1, 1], condition of B rows) -> float [B], the larger the better.
 Score = Callable[[Array, Cond], Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BestOf:
+class BestOf(AroundSampler):
     """Draws whole images and keeps the best (best of N, random search).
 
     Attributes:
@@ -32,23 +33,12 @@ class BestOf:
         ValueError: ``candidates`` below 1.
     """
 
-    sampler: Any
     score: Score
     candidates: int
 
     def __post_init__(self) -> None:
         if self.candidates < 1:
             raise ValueError(f"candidates is {self.candidates}; it must be at least 1")
-
-    @property
-    def system(self) -> System:
-        """That of the sampler."""
-        return self.sampler.system
-
-    @property
-    def params(self) -> Params:
-        """Those of the sampler."""
-        return self.sampler.params
 
     def __call__(self, cond: Cond, keys: Array, **settings: Any) -> Samples:
         """As the sampler is called, but for ``noise``: every candidate has keys of its own.
@@ -72,10 +62,6 @@ class BestOf:
             highest = jnp.maximum(score, highest)
         assert best is not None
         return best
-
-    def decode(self, codes: Array, steps: int | None = None) -> Array:
-        """As the sampler decodes."""
-        return self.sampler.decode(codes, steps)
 
 
 def candidate_keys(keys: Array, number: int) -> Array:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ar_jax.api import Array, Cache, Cond, Params, Samples, System
+from ar_jax.sampling.around import AroundSampler
 from ar_jax.sampling.filters import Knobs
 from ar_jax.sampling.grouped import Grouping, code_distances, group_ratio
 from ar_jax.sampling.guidance import Guidance
@@ -58,7 +59,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpeculativeSampler:
+class SpeculativeSampler(AroundSampler):
     """`speculate` with its settings, called as the sampler that it is made of.
 
     The samples say how often the model was called for each image.
@@ -69,16 +70,6 @@ class SpeculativeSampler:
     redraw: str = "maximal"
     grouping: Grouping | None = None
 
-    @property
-    def system(self) -> System:
-        """That of the sampler."""
-        return self.sampler.system
-
-    @property
-    def params(self) -> Params:
-        """Those of the sampler."""
-        return self.sampler.params
-
     def __call__(self, cond: Cond, keys: Array, **settings: Any) -> Samples:
         """See `speculate`."""
         fields: dict[str, Any] = {
@@ -87,10 +78,6 @@ class SpeculativeSampler:
             "grouping": self.grouping,
         }
         return speculate(self.sampler, cond, keys, **fields, **settings).samples
-
-    def decode(self, codes: Array, steps: int | None = None) -> Array:
-        """As the sampler decodes."""
-        return self.sampler.decode(codes, steps)
 
 
 def speculate(
