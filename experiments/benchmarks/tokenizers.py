@@ -57,6 +57,7 @@ EMA = {"tokenizer.codebook_update": "ema"}
 PATCHGAN = {"objective.adversarial.weight": 0.5}
 FEW = {"tokenizer.codebook_size": 16}
 MANY = {"tokenizer.codebook_size": 1024}  # of which two thirds die if none restarts
+COARSE = MANY | {"tokenizer.scales": (1, 4, 7)}  # 2 x 2 codes have little use for so many
 WIDE = {"tokenizer.autoencoder.code_width": 32}  # VAR's own
 NO_RESTARTS = {"objective.restart_below": 0.0}
 VARIANTS = (
@@ -68,6 +69,12 @@ VARIANTS = (
     Variant("multiscale_vq of 1,024 codes", "tokenizer_multiscale", MANY),
     Variant(
         "multiscale_vq of 1,024 codes, no restarts", "tokenizer_multiscale", MANY | NO_RESTARTS
+    ),
+    Variant("multiscale_vq of 1,024 codes on 1, 4, 7", "tokenizer_multiscale", COARSE),
+    Variant(
+        "multiscale_vq of 1,024 codes on 1, 4, 7, no restarts",
+        "tokenizer_multiscale",
+        COARSE | NO_RESTARTS,
     ),
     Variant("multiscale_vq of width 32", "tokenizer_multiscale", WIDE),
     Variant("multiscale_vq of width 32, no restarts", "tokenizer_multiscale", WIDE | NO_RESTARTS),
