@@ -60,6 +60,18 @@ def instruction(line: str) -> str:
   ROOT %d = f32[1,16]{{1,0}} dynamic-slice(%v, %i, %i), dynamic_slice_sizes={{1,16}}
 }}
 
+%view (a: f32[8]) -> f32[4] {{
+  %a = f32[4,2,16]{{2,1,0}} parameter(0)
+  ROOT %v = f32[8,16]{{1,0}} bitcast(%a)
+}}
+
+%through_a_view (a: f32[8], b: f32[8]) -> f32[8] {{
+  %a = f32[4,2,16]{{2,1,0}} parameter(0)
+  %b = f32[16,4]{{1,0}} parameter(1)
+  %v = f32[8,16]{{1,0}} fusion(%a), kind=kLoop, calls=%view
+  ROOT %c = f32[8,4]{{1,0}} convolution(%v, %b), dim_labels=bf_io->bf
+}}
+
 %updated (a: f32[64], u: f32[1], i: s32[]) -> f32[64] {{
   %a = f32[64,16]{{1,0}} parameter(0)
   %u = f32[1,16]{{1,0}} parameter(1)
@@ -120,6 +132,8 @@ def test_flops_of_products(line, flops):
         ("f32[8,4]{1,0} fusion(%p, %q), kind=kOutput, calls=%f", 4 * (128 + 64 + 32)),
         ("f32[8,4]{1,0} fusion(%p, %near), kind=kOutput, calls=%f", 4 * (128 + 32)),
         ("f32[8,4]{1,0:S(1)} fusion(%p, %near), kind=kOutput, calls=%f", 4 * 128),
+        ("f32[8,4]{1,0} fusion(%p, %near), kind=kOutput, calls=%through_a_view", 4 * (128 + 32)),
+        ("f32[8,16]{1,0} fusion(%p), kind=kLoop, calls=%view", 2 * 4 * 128),
         ("f32[1,16]{1,0} fusion(%long, %i), kind=kLoop, calls=%sliced", 2 * 4 * 16),
         ("f32[64,16]{1,0} fusion(%long, %row, %i), kind=kLoop, calls=%updated", 2 * 4 * 16),
         ("f32[1,16]{1,0} dynamic-slice(%long, %i, %i)", 2 * 4 * 16),

@@ -197,6 +197,27 @@ def test_the_scan_equals_the_unrolled_stack(variant):
     assert np.abs(other - ours).max() > 0.1
 
 
+def test_kernels_cast_once_give_what_those_cast_in_every_call_give():
+    system, params = system_of("next_scale")
+    half = dataclasses.replace(system, backbone=system.backbone.clone(dtype=jnp.bfloat16))
+    backbone, cast = half.backbone.for_sampling(params["backbone"])
+    _, whole = system.backbone.for_sampling(params["backbone"])
+    kernels = [
+        [leaf for path, leaf in jax.tree.leaves_with_path(one["stack"]) if path[-1].key == "kernel"]
+        for one in (cast, whole)
+    ]
+    assert {leaf.dtype for leaf in kernels[0]} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in kernels[1]} == {jnp.dtype(jnp.float32)}
+    unrolled = dataclasses.replace(half, backbone=backbone)
+    codes, cond = toy_codes(system, BATCH), condition_of(system)
+    forward = jax.jit(teacher_forced, static_argnums=0)
+    ours, theirs = (
+        forward(unrolled, params | {"backbone": one}, cond, codes) for one in (cast, whole)
+    )
+    np.testing.assert_array_equal(ours, theirs)
+    assert np.abs(ours - forward(system, params, cond, codes)).max() > 0
+
+
 def test_a_cache_needs_the_unrolled_stack():
     system, params = system_of("raster")
     cache = system.backbone.init_cache(BATCH)

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ar_jax.nn.attention import attend, attend_cache, visibility, write
+from ar_jax.nn.attention import (
+    SUBLANES,
+    attend,
+    attend_cache,
+    filled_products,
+    plain_products,
+    visibility,
+    write,
+)
 from ar_jax.nn.conv import fold, unfold
 from ar_jax.nn.layers import MLP, RMSNorm, activate, drop_path, layer_norm, unit
 from ar_jax.nn.positions import rope_2d, rotate, rotate_by_product, rotate_pairs
@@ -61,6 +69,26 @@ def test_attention_to_a_cache_is_that_to_its_rows():
     wide = (rows.repeat(2, axis=2) for rows in (k, v))
     np.testing.assert_allclose(out, attend(q, *wide, mask=mask, scale=0.7), rtol=1e-5, atol=1e-6)
     assert float(jnp.abs(out - attend_cache(q, *cached, mask=None, scale=0.7)).max()) > 0.01
+
+
+@pytest.mark.parametrize("over", [2, 3])
+def test_few_rows_are_filled_up_on_tpus_and_change_nothing(over):
+    rows, cached = jnp.asarray(normal(2, 3, 1, 6)), jnp.asarray(normal(2, 3, 6, 6))
+    given = dict(over=over, dtype=jnp.float32)
+    expected = plain_products(rows, cached, **given)
+    np.testing.assert_allclose(
+        filled_products(rows, cached, **given), expected, rtol=1e-6, atol=1e-6
+    )
+    assert float(jnp.abs(expected - plain_products(rows, cached.mT, **given)).max()) > 0.01
+
+    def attention(q: jax.Array, k: jax.Array) -> jax.Array:
+        return attend_cache(q, k, k, mask=None, scale=1.0)
+
+    q, k = jnp.zeros((2, 1, 3, 6)), jnp.zeros((2, 3, 5, 6))
+    traced = jax.jit(attention).trace(q, k)
+    for platform, filled in (("tpu", True), ("cpu", False)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert (f"tensor<2x3x{SUBLANES}x6xf32>" in text) == filled
 
 
 def test_norms():

@@ -20,10 +20,11 @@ from ar_jax.api import Cache, Cond
 from ar_jax.backbones.caches import empty_cache
 from ar_jax.backbones.caption_features import CaptionFeatures, CaptionReader, ClassFeatures
 from ar_jax.backbones.step_rows import Segment
-from ar_jax.nn.blocks import Mixing, Stack, unstack
+from ar_jax.nn.blocks import Mixing, Stack
 from ar_jax.nn.layers import layer_norm
 from ar_jax.nn.modulation import Modulation
 from ar_jax.nn.positions import rope_2d
+from ar_jax.nn.unstack import unstack
 from ar_jax.schedules import Grid, Schedule
 
 Array = jax.Array
@@ -128,7 +129,7 @@ class CrossDecoder(nn.Module, kw_only=True):
         """This decoder unrolled, with its parameters unstacked: what samplers run."""
         if not self.scan:
             return self, params
-        return self.clone(scan=False), params | {"stack": unstack(params["stack"], self.depth)}
+        return self.clone(scan=False), unstack(params, {"stack": self.depth}, self.dtype)
 
     @nn.compact
     def __call__(

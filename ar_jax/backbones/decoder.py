@@ -22,9 +22,10 @@ from ar_jax.backbones.caches import empty_cache
 from ar_jax.backbones.conditions import ClassCondition, TextCondition
 from ar_jax.backbones.step_rows import Segment, fed_tokens, held_cells, is_first, unfed_rows
 from ar_jax.backbones.target_positions import TargetAwarePositions
-from ar_jax.nn.blocks import Stack, unstack
+from ar_jax.nn.blocks import Stack
 from ar_jax.nn.layers import LayerNorm, RMSNorm, layer_norm
 from ar_jax.nn.modulation import Modulation
+from ar_jax.nn.unstack import unstack
 from ar_jax.schedules import Schedule
 
 Array = jax.Array
@@ -163,7 +164,7 @@ class Decoder(nn.Module, kw_only=True):
         """This decoder unrolled, with its parameters unstacked: what samplers run."""
         if not self.scan:
             return self, params
-        return self.clone(scan=False), params | {"stack": unstack(params["stack"], self.depth)}
+        return self.clone(scan=False), unstack(params, {"stack": self.depth}, self.dtype)
 
     @nn.compact
     def __call__(

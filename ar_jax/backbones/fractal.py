@@ -19,8 +19,8 @@ from jax.typing import DTypeLike
 from ar_jax.api import Cond, Params
 from ar_jax.backbones.conditions import ClassOrNullCondition
 from ar_jax.backbones.patch_levels import Caches, CausalLevel, Level, MaskedLevel
-from ar_jax.nn.blocks import unstack
 from ar_jax.nn.patches import patchify
+from ar_jax.nn.unstack import unstack
 from ar_jax.schedules import Schedule
 
 Array = jax.Array
@@ -230,6 +230,6 @@ class Fractal(nn.Module, kw_only=True):
         """(the backbone with unrolled levels, their parameters): see `ar_jax.nn.blocks.Stack`."""
         unstacked = dict(params)
         for index, depth in enumerate(self.depths):
-            level = dict(params[f"levels_{index}"])
-            unstacked[f"levels_{index}"] = level | {"stack": unstack(level["stack"], depth)}
+            level = params[f"levels_{index}"]
+            unstacked[f"levels_{index}"] = unstack(level, {"stack": depth}, self.dtype)
         return self.clone(scan=False), unstacked

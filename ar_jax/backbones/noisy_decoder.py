@@ -19,10 +19,11 @@ from jax.typing import DTypeLike
 from ar_jax.api import Cache, Cond
 from ar_jax.backbones.cache_mask import cache_mask
 from ar_jax.backbones.conditions import ClassCondition
-from ar_jax.nn.blocks import Stack, unstack
+from ar_jax.nn.blocks import Stack
 from ar_jax.nn.flow import TimeEmbedding, time_index
 from ar_jax.nn.layers import RMSNorm
 from ar_jax.nn.positions import rope_2d
+from ar_jax.nn.unstack import unstack
 from ar_jax.schedules import Schedule
 
 Array = jax.Array
@@ -124,9 +125,8 @@ class NoisyDecoder(nn.Module, kw_only=True):
         """This decoder unrolled, with its parameters unstacked: what samplers run."""
         if not self.scan:
             return self, params
-        encoder = unstack(params["encoder"], self.depth)
-        decoder = unstack(params["decoder"], self.decoder_depth)
-        return self.clone(scan=False), params | {"encoder": encoder, "decoder": decoder}
+        stacks = {"encoder": self.depth, "decoder": self.decoder_depth}
+        return self.clone(scan=False), unstack(params, stacks, self.dtype)
 
     def __call__(
         self,

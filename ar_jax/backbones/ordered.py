@@ -17,9 +17,10 @@ from jax.typing import DTypeLike
 from ar_jax.api import Cache
 from ar_jax.backbones.caches import empty_cache
 from ar_jax.backbones.conditions import ClassCondition
-from ar_jax.nn.blocks import Stack, unstack
+from ar_jax.nn.blocks import Stack
 from ar_jax.nn.layers import RMSNorm
 from ar_jax.nn.positions import rope_2d
+from ar_jax.nn.unstack import unstack
 from ar_jax.schedules import Schedule
 
 Array = jax.Array
@@ -85,8 +86,7 @@ class OrderedDecoder(nn.Module, kw_only=True):
         """This decoder unrolled, with its parameters unstacked: what samplers run."""
         if not self.scan:
             return self, params
-        unstacked = {name: unstack(params[name], depth) for name, depth in self.stacks.items()}
-        return self.clone(scan=False), params | unstacked
+        return self.clone(scan=False), unstack(params, self.stacks, self.dtype)
 
     def conditioner_from(self, row: int | None) -> ClassCondition:
         """Of classes in a table of its own, or from a row of the codes' table on."""

@@ -131,12 +131,22 @@ def _in_hbm(instruction: Instruction) -> int:
 
 def _read(inside: tuple[Instruction, ...], number: int, computations: Computations) -> int:
     """Bytes that a fusion reads of its operand ``number``."""
-    own = [
-        one for one in inside if one.opcode == "parameter" and f"parameter({number})" in one.line
-    ]
-    if not own:
+    own = _parameter(inside, number)
+    if own is None:
         return 0
-    size, names, total = own[0].bytes, {own[0].name}, 0
+    total, given_back = _read_inside(inside, own, computations)
+    return own.bytes if given_back else min(own.bytes, total)
+
+
+def _read_inside(
+    inside: tuple[Instruction, ...], own: Instruction, computations: Computations
+) -> tuple[int, bool]:
+    """(bytes that are read of the parameter ``own``, whether the result is but another view of it).
+
+    A fusion in a fusion may do nothing but give its operand another shape: what reads its result
+    reads the operand.
+    """
+    names, total = {own.name}, 0
     for one in inside:
         if names.isdisjoint(one.operands):
             continue
@@ -146,10 +156,22 @@ def _read(inside: tuple[Instruction, ...], number: int, computations: Computatio
         elif one.opcode in VIEWS and place == 0:
             total += one.bytes
         elif one.opcode == "fusion":
-            total += _read(tuple(computations.get(one.called, ())), place, computations)
+            nested = tuple(computations.get(one.called, ()))
+            parameter = _parameter(nested, place)
+            if parameter is None:
+                return own.bytes, False
+            read, given_back = _read_inside(nested, parameter, computations)
+            total += read
+            if given_back:
+                names.add(one.name)
         elif not (one.opcode == "dynamic-update-slice" and place == 0):
-            return size
-    return min(size, total)
+            return own.bytes, False
+    return total, any(one.is_root and one.name in names for one in inside)
+
+
+def _parameter(inside: tuple[Instruction, ...], number: int) -> Instruction | None:
+    found = (one for one in inside if one.opcode == "parameter")
+    return next((one for one in found if f"parameter({number})" in one.line), None)
 
 
 def _written(step: Executed, computations: Computations) -> int:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from ar_jax.nn.blocks import Stack, unstack
+from ar_jax.nn.blocks import Stack
 from ar_jax.nn.flow import Flow, TimeEmbedding, time_index
 from ar_jax.nn.layers import layer_norm
 from ar_jax.nn.modulation import Modulation
+from ar_jax.nn.unstack import unstack
 
 Array = jax.Array
 
@@ -134,7 +135,7 @@ class FlowHead(VelocityHead, kw_only=True):
         """This head unrolled, with its parameters unstacked."""
         if not self.scan:
             return self, params
-        return self.clone(scan=False), params | {"stack": unstack(params["stack"], self.depth)}
+        return self.clone(scan=False), unstack(params, {"stack": self.depth}, self.dtype)
 
     def _stack(self) -> Stack:
         fields = dict(

@@ -310,7 +310,7 @@ class Stack(nn.Module, kw_only=True):
         block: fields of `Block`, as pairs so that the module stays hashable.
         scan: one scanned block with stacked parameters ``blocks`` [depth, ...] (training: compile
             time does not grow with depth), or ``blocks_0`` ... ``blocks_{depth-1}`` (sampling: a
-            scan would copy every layer's slice of the weights in every step). `unstack` converts.
+            scan would copy every layer's slice of the weights in every step), see `nn.unstack`.
         remat: key of REMAT_POLICIES.
         drop_path: rate of the last block; it grows linearly from 0 at the first.
     """
@@ -382,13 +382,3 @@ def mixed(x: Array, scale: Array) -> Array:
     cond, null = jnp.split(x, 2)
     guided = (null + scale * (cond - null)).astype(x.dtype)
     return jnp.where(scale == 1, x, jnp.concatenate([guided, guided]))
-
-
-def unstack(params: dict[str, Any], depth: int) -> dict[str, Any]:
-    """Turns a scanned stack's ``blocks`` into ``blocks_0`` ...; other entries stay as they are."""
-    rest = {name: value for name, value in params.items() if name != "blocks"}
-    layers = {
-        f"blocks_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
-        for i in range(depth)
-    }
-    return rest | layers
