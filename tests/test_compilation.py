@@ -157,12 +157,16 @@ def test_estimate_adds_kernels_by_bytes_or_products():
     seconds = estimate(execute(PROGRAM), chip, visible=1.0, timed=())
     assert np.isclose(seconds["compiler"], 455 / 1.5e9)
     assert np.isclose(seconds["kernels"], 15 * (128 + 98_304 + 16) / 819e9)
-    attention = PROGRAM.replace("%kern_fwd.1", "%splash_mha_fwd.1").replace(
-        "f32[8,4]{1,0:T(8,128)} get-tuple", "bf16[2,3,128,64]{3,2,1,0} get-tuple"
+    keys = "  %y = bf16[2,3,64,256]{3,2,1,0} get-tuple-element(%p), index=1\n"
+    attention = (
+        PROGRAM.replace("%kern_fwd.1", "%splash_mha_fwd.1")
+        .replace("f32[8,4]{1,0:T(8,128)} get-tuple", "bf16[2,3,128,64]{3,2,1,0} get-tuple")
+        .replace("custom-call(%x)", "custom-call(%x, %y)")
+        .replace("  %splash_mha_fwd.1 =", f"{keys}  %splash_mha_fwd.1 =")
     )
-    flops = 2 * 2 * 2 * 3 * 128 * 128 * 64 * 0.5  # of two products over half of the blocks
+    flops = 2 * 2 * 2 * 3 * 128 * 256 * 64 * 0.5  # of two products over half of the blocks
     narrow = estimate(execute(attention), chip, visible=0.5, timed=())["kernels"]
-    assert np.isclose(narrow, 15 * (2 * 98_304 + 16) / 819e9)
+    assert np.isclose(narrow, 15 * (4 * 98_304 + 16) / 819e9)
     wide = dataclasses.replace(chip, bandwidth=1e15)
     computed = estimate(execute(attention), wide, visible=0.5, timed=())["kernels"]
     assert np.isclose(computed, 15 * flops / (197e12 / 2))  # heads of 64 fill half of the MXU

@@ -15,7 +15,8 @@ import pytest
 from ar_jax import schedules
 from ar_jax.build import build_system
 from ar_jax.nn import splash
-from ar_jax.nn.splash import attend_all, block_size, padded_mask
+from ar_jax.nn.attention import attend_cache
+from ar_jax.nn.splash import attend_all, attend_newest, block_size, padded_mask
 from ar_jax.parallel.mesh import make_mesh, use_mesh
 from tests.toy_systems import toy_codes, toy_config, toy_labels, toy_params, toy_system
 from tests.tpu_compiler import needs_compiler
@@ -124,6 +125,27 @@ def test_eight_devices_run_their_samples_and_heads(sizes):
         )
         together = call(q, k, v)
     np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [(130, 150), (256, 384)])
+def test_a_steps_rows_attend_to_a_cache_by_either_kernel(rows):
+    """Rows of queries and keys that fill no block, and some that do; on one device and on 8."""
+    random = np.random.default_rng(0)
+    shapes = ((4, rows[0], 2, 16), *[(4, 2, rows[1], 16)] * 2)
+    arrays = [jnp.asarray(random.standard_normal(shape), jnp.float32) for shape in shapes]
+    expected = attend_cache(*arrays, mask=None, scale=0.3)
+
+    def newest(*arrays: jax.Array) -> jax.Array:
+        return attend_newest(*arrays, scale=0.3, kernel="splash")
+
+    np.testing.assert_allclose(newest(*arrays), expected, atol=1e-5)
+    with use_mesh(make_mesh(data=4, tensor=2)):
+        np.testing.assert_allclose(jax.jit(newest)(*arrays), expected, atol=1e-5)
+    text = jax.jit(newest).trace(*arrays).lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" in text
+    few = [arrays[0][:, :100], *arrays[1:]]
+    text = jax.jit(newest).trace(*few).lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" not in text
 
 
 def test_dropout_of_attention_weights_is_refused_when_built():

@@ -136,7 +136,8 @@ def compile_sampler(
     """What the compiler says of the program that draws the codes of a batch of images.
 
     The batch lies over slices, data and fsdp, the heads over tensor; guidance and filters are the
-    config's. The attention of a cached step is XLA's; `compile_decoder` decodes the codes.
+    config's. Cached steps of 128 rows and more attend by the kernel, see
+    `ar_jax.nn.splash.attend_newest`; `compile_decoder` decodes the codes.
 
     Returns:
         As `compile_train_step`, which also says what the arguments are and what is raised.
@@ -166,7 +167,7 @@ def compile_sampler(
     if isinstance(sampler, CachedSampler):
         passes = 2 if guided else 1
         flops = figures.model_flops(trained, sampler.system, rows, passes=passes)
-        rule, attention = figures.FLOPS_RULE, "xla (cached)"
+        rule, attention = figures.FLOPS_RULE, f"{target.config.attention} (cached)"
     else:
         backbone = sampler.system.backbone.clone(attention="xla")  # a kernel hides its products
         counted = dataclasses.replace(sampler.system, backbone=backbone)

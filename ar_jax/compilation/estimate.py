@@ -18,7 +18,7 @@ from ar_jax.compilation.hlo import Shape, shape_bytes
 from ar_jax.nn.splash import block_size, padded_mask, visible_rows
 from ar_jax.parallel.rules import path_name
 
-# Matrix products of a splash kernel, each of 2 T T K FLOPs a head: what its name says it computes.
+# Matrix products of a splash kernel, each of 2 Q T K FLOPs a head: what its name says it computes.
 PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 METHOD = (
@@ -67,10 +67,11 @@ def kernel_flops(kernel: Kernel, visible: float) -> float:
     """FLOPs of one call, if it is of attention; 0 for others."""
     products = next((n for name, n in PRODUCTS.items() if kernel.name.startswith(name)), 0)
     heads = [dims for _, dims in kernel.operands if len(dims) == 4]
-    if not products or not heads:
+    if not products or len(heads) < 2:
         return 0.0
     batch, count, rows, width = heads[0]
-    return products * 2 * batch * count * rows * rows * width * visible
+    keys = math.prod(heads[1]) // (batch * count * width)  # of as many heads, in either layout
+    return products * 2 * batch * count * rows * keys * width * visible
 
 
 def kernel_seconds(kernel: Kernel, chip: Chip, visible: float) -> float:

@@ -12,7 +12,7 @@ import ml_collections
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from ar_jax.build import build_objective, trains_tokenizer
+from ar_jax.build import build_objective, sampler_of, trains_tokenizer
 from ar_jax.compilation import estimate as figures
 from ar_jax.compilation.analysis import analyse
 from ar_jax.compilation.chips import Chip, find_chip
@@ -20,6 +20,7 @@ from ar_jax.compilation.overflow import DoesNotFit, advise, read_overflow
 from ar_jax.compilation.phases import Phase
 from ar_jax.parallel.mesh import replicated, use_mesh
 from ar_jax.parallel.rules import shardings
+from ar_jax.sampling.loop import CachedSampler
 from ar_jax.train.fields import Settings, read_settings
 
 PROGRAMS = ("train", "sample", "decode")
@@ -219,6 +220,8 @@ def _visible_share(target: Target) -> float:
     """Share of the attention kernel's blocks that are computed; all where no step hides any."""
     system = getattr(target.objective, "system", None)
     steps = getattr(system and system.backbone, "row_steps", None)
+    if target.program == "sample" and system is not None and sampler_of(system) is CachedSampler:
+        return 1.0  # a cached step's kernel gets what it sees and no more
     return 1.0 if steps is None else figures.visible_share(steps)
 
 

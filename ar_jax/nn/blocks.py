@@ -22,7 +22,7 @@ from ar_jax.nn.cross_attention import CrossAttention, Text
 from ar_jax.nn.layers import MLP, LayerNorm, RMSNorm, drop_path, layer_norm, rms_norm, unit
 from ar_jax.nn.modulation import Modulation, modulation_init
 from ar_jax.nn.positions import rotate
-from ar_jax.nn.splash import attend_all
+from ar_jax.nn.splash import attend_all, attend_newest
 
 Array = jax.Array
 # Blocks, counted from the end (-1: the last), and the scale that guides what leaves them.
@@ -117,7 +117,10 @@ class Attention(nn.Module, kw_only=True):
             cache = write(cache[0], k, start), write(cache[1], v, start)
             k, v = (rows[:, :, :visible] for rows in cache)
         if cache is not None or (memory is not None and self.row_steps is None):
-            out = attend_cache(q, k, v, mask=mask, scale=scale)  # [B, Q, H, K]
+            if mask is None:
+                out = attend_newest(q, k, v, scale=scale, kernel=self.kernel)  # [B, Q, H, K]
+            else:
+                out = attend_cache(q, k, v, mask=mask, scale=scale)
         else:
             if self.kv_heads != self.heads:
                 k, v = (rows.repeat(self.heads // self.kv_heads, axis=2) for rows in (k, v))

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 
-from ar_jax.nn.attention import attend, visibility
+from ar_jax.nn.attention import attend, attend_cache, visibility
 
 Array = jax.Array
 
@@ -73,6 +73,57 @@ def attend_all(
         interpreted = functools.partial(by_kernel, interpret=True)
         # Asked for by name it is also compiled for TPUs where there are none.
         return jax.lax.platform_dependent(q, k, v, real, tpu=by_kernel, default=interpreted)
+
+
+def attend_newest(q: Array, k: Array, v: Array, *, scale: float, kernel: str) -> Array:
+    """Softmax attention of a step's rows to a cache's, all of which they see.
+
+    Args:
+        q: queries [B, Q, H, K].
+        k, v: [B, G, T, K], each head of which serves H / G of queries.
+        scale: factor on the dot products.
+        kernel: as `attend_all`'s; steps of fewer than 128 rows go by XLA whatever it says.
+
+    Returns:
+        [B, Q, H, K] in the dtype of ``v``.
+    """
+    if kernel == "auto":
+        kernel = "splash" if jax.default_backend() == "tpu" else "xla"
+    if kernel == "xla" or q.shape[1] < LANES or k.shape[1] != q.shape[2]:
+        return attend_cache(q, k, v, mask=None, scale=scale)
+    by_kernel = functools.partial(_newest_by_kernel, scale=scale)
+    interpreted = functools.partial(by_kernel, interpret=True)
+    return jax.lax.platform_dependent(q, k, v, tpu=by_kernel, default=interpreted)
+
+
+def _newest_by_kernel(
+    q: Array, k: Array, v: Array, *, scale: float, interpret: bool = False
+) -> Array:
+    count, rows = q.shape[1], k.shape[2]
+
+    def filled(x: Array) -> Array:  # [B, H, n, K] -> [B, H, n', K]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % LANES), (0, 0)))
+
+    scaled = (q.astype(jnp.float32) * scale).astype(q.dtype).swapaxes(1, 2)
+    q, k, v = (filled(x) for x in (scaled, k, v))
+    seen = jnp.broadcast_to(jnp.arange(k.shape[2]) < rows, (len(q), k.shape[2]))  # [B, T']
+
+    def local(q: Array, k: Array, v: Array, seen: Array) -> Array:
+        run = _newest_kernel(q.shape[1], q.shape[2], k.shape[2], interpret)
+        queries = jnp.ones((len(q), q.shape[2]), jnp.int32)
+        return jax.vmap(run)(q, k, v, splash.SegmentIds(queries, seen.astype(jnp.int32)))
+
+    out = _on_every_device(local, q, k, v, seen)  # [B, H, Q', K]
+    return out.swapaxes(1, 2)[:, :count].astype(v.dtype)
+
+
+def _newest_kernel(heads: int, queries: int, rows: int, interpret: bool) -> Any:
+    """Of one sample: (q [H, Q', K], k, v [H, T', K], segments) -> [H, Q', K], all visible."""
+    mask = splash.MultiHeadMask([splash.FullMask((queries, rows))] * heads)
+    sizes = splash.BlockSizes(block_q=block_size(queries), block_kv=block_size(rows))
+    return splash.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
 
 
 def _by_xla(
