@@ -42,8 +42,7 @@ def test_work_of_a_raster_step():
     block = 3 * WIDTH * WIDTH + 3 * WIDTH * HIDDEN  # q, k and v of half the heads, out; gated MLP
     kernels = DEPTH * block + WIDTH * VOCAB
     attention = 2 * 2 * rows * DEPTH * seen * WIDTH
-    turns = 2 * rows * DEPTH * (HEADS + 2) * (WIDTH // HEADS) ** 2  # of queries and keys
-    assert step.work.flops == 2 * rows * kernels + attention + turns
+    assert step.work.flops == 2 * rows * kernels + attention
     assert weight_bytes(sampler.params) == 4 * kernels
     cache = 2 * DEPTH * rows * 2 * 16 * (WIDTH // HEADS) * 4
     assert cache_bytes(sampler.system.backbone.init_cache(rows)) == cache

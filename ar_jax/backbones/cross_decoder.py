@@ -122,7 +122,7 @@ class CrossDecoder(nn.Module, kw_only=True):
     def init_cache(self, batch_size: int) -> Cache:
         """An empty cache of the self-attention; what is attended to of a text is not kept."""
         sizes = (batch_size, self.rows, self.depth, self.heads, self.width // self.heads)
-        return empty_cache(*sizes, self.dtype)
+        return empty_cache(*sizes, self.dtype, largest=max(self.schedule.sizes))
 
     @nn.nowrap
     def for_sampling(self, params: dict) -> tuple[CrossDecoder, dict]:

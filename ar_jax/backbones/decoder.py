@@ -156,8 +156,9 @@ class Decoder(nn.Module, kw_only=True):
 
     def init_cache(self, batch_size: int) -> Cache:
         """An empty cache."""
-        heads, head_width = self.kv_heads or self.heads, self.width // self.heads
-        return empty_cache(batch_size, self.rows, self.depth, heads, head_width, self.dtype)
+        sizes = (batch_size, self.rows, self.depth, self.kv_heads or self.heads)
+        largest = max(self.row_schedule.sizes)
+        return empty_cache(*sizes, self.width // self.heads, self.dtype, largest=largest)
 
     @nn.nowrap
     def for_sampling(self, params: dict) -> tuple[Decoder, dict]:
@@ -292,9 +293,8 @@ class Decoder(nn.Module, kw_only=True):
 
     def _step_embed(self, first: Array | int, count: int) -> Array:
         """[1, count, D]: vectors of the rows' places in the sequence."""
-        init = nn.initializers.normal(self._std)
-        shape = (self.rows + self.spare_steps, self.width)
-        table = self.param("step_embed", init, shape, jnp.float32)
+        init, rows = nn.initializers.normal(self._std), self.rows + self.spare_steps
+        table = self.param("step_embed", init, (rows, self.width), jnp.float32)
         return jax.lax.dynamic_slice_in_dim(table, first, count)[None]
 
     def _target_positions(self, order: Array | None, first: Array | int, count: int) -> Array:
@@ -324,9 +324,8 @@ class Decoder(nn.Module, kw_only=True):
     def _rope(self, first: Array | int, count: int) -> Array | None:
         if self.positions != "rope":
             return None
-        head_width = self.width // self.heads
         rows = (self.row_schedule, self.prefix_rows, self.context)
-        table = held_cells(*rows, head_width, self.rope_base)
+        table = held_cells(*rows, self.width // self.heads, self.rope_base)
         return jax.lax.dynamic_slice_in_dim(jnp.asarray(table), first, count)
 
     @property

@@ -121,12 +121,12 @@ def sampling_step(sampler: Any, cond: Cond, index: int, *, guided: bool) -> Step
         return system.head.apply({"params": params["head"]}, hidden), cache
 
     unseen = schedule.length - seen
-    cache = jax.tree.map(
-        lambda rows: jax.ShapeDtypeStruct(
-            (*rows.shape[:2], rows.shape[2] - unseen, rows.shape[3]), rows.dtype
-        ),
-        whole,
-    )
+
+    def visible(rows: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        held = min(rows.shape[2], system.backbone.rows) - unseen  # some only fill a kernel's blocks
+        return jax.ShapeDtypeStruct((*rows.shape[:2], held, rows.shape[3]), rows.dtype)
+
+    cache = jax.tree.map(visible, whole)
     flops = count_products(run, sampler.params, context, cond, cache)
     moved = weight_bytes(sampler.params) + cache_bytes(cache)
     return Step(run=run, context=context, cache=cache, work=Work(flops, moved))

@@ -115,12 +115,14 @@ class Attention(nn.Module, kw_only=True):
             q, k = rotate(q, rope), k if memory is not None else rotate(k, rope)
         if cache is not None:
             cache = write(cache[0], k, start), write(cache[1], v, start)
-            k, v = (rows[:, :, :visible] for rows in cache)
+            k, v = cache
         if cache is not None or (memory is not None and self.row_steps is None):
+            seen = visible if mask is None else mask.shape[-1]
             if mask is None:
-                out = attend_newest(q, k, v, scale=scale, kernel=self.kernel)  # [B, Q, H, K]
+                out = attend_newest(q, k, v, seen=seen, scale=scale, kernel=self.kernel)
             else:
-                out = attend_cache(q, k, v, mask=mask, scale=scale)
+                k, v = k[:, :, :seen], v[:, :, :seen]
+                out = attend_cache(q, k, v, mask=mask, scale=scale)  # [B, Q, H, K]
         else:
             if self.kv_heads != self.heads:
                 k, v = (rows.repeat(self.heads // self.kv_heads, axis=2) for rows in (k, v))

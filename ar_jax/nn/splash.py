@@ -75,12 +75,15 @@ def attend_all(
         return jax.lax.platform_dependent(q, k, v, real, tpu=by_kernel, default=interpreted)
 
 
-def attend_newest(q: Array, k: Array, v: Array, *, scale: float, kernel: str) -> Array:
-    """Softmax attention of a step's rows to a cache's, all of which they see.
+def attend_newest(
+    q: Array, k: Array, v: Array, *, seen: int | None, scale: float, kernel: str
+) -> Array:
+    """Softmax attention of a step's rows to a cache's, of which all see the same.
 
     Args:
         q: queries [B, Q, H, K].
         k, v: [B, G, T, K], each head of which serves H / G of queries.
+        seen: the first rows of the cache, which are visible; None is all.
         scale: factor on the dot products.
         kernel: as `attend_all`'s; steps of fewer than 128 rows go by XLA whatever it says.
 
@@ -90,30 +93,31 @@ def attend_newest(q: Array, k: Array, v: Array, *, scale: float, kernel: str) ->
     if kernel == "auto":
         kernel = "splash" if jax.default_backend() == "tpu" else "xla"
     if kernel == "xla" or q.shape[1] < LANES or k.shape[1] != q.shape[2]:
-        return attend_cache(q, k, v, mask=None, scale=scale)
-    by_kernel = functools.partial(_newest_by_kernel, scale=scale)
+        return attend_cache(q, k[:, :, :seen], v[:, :, :seen], mask=None, scale=scale)
+    by_kernel = functools.partial(_newest_by_kernel, seen=seen or k.shape[2], scale=scale)
     interpreted = functools.partial(by_kernel, interpret=True)
     return jax.lax.platform_dependent(q, k, v, tpu=by_kernel, default=interpreted)
 
 
 def _newest_by_kernel(
-    q: Array, k: Array, v: Array, *, scale: float, interpret: bool = False
+    q: Array, k: Array, v: Array, *, seen: int, scale: float, interpret: bool = False
 ) -> Array:
-    count, rows = q.shape[1], k.shape[2]
+    # A part of the cache would be copied to be sliced: the kernel gets it whole.
+    count = q.shape[1]
 
     def filled(x: Array) -> Array:  # [B, H, n, K] -> [B, H, n', K]
         return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % LANES), (0, 0)))
 
     scaled = (q.astype(jnp.float32) * scale).astype(q.dtype).swapaxes(1, 2)
     q, k, v = (filled(x) for x in (scaled, k, v))
-    seen = jnp.broadcast_to(jnp.arange(k.shape[2]) < rows, (len(q), k.shape[2]))  # [B, T']
+    visible = jnp.broadcast_to(jnp.arange(k.shape[2]) < seen, (len(q), k.shape[2]))  # [B, T']
 
-    def local(q: Array, k: Array, v: Array, seen: Array) -> Array:
+    def local(q: Array, k: Array, v: Array, visible: Array) -> Array:
         run = _newest_kernel(q.shape[1], q.shape[2], k.shape[2], interpret)
         queries = jnp.ones((len(q), q.shape[2]), jnp.int32)
-        return jax.vmap(run)(q, k, v, splash.SegmentIds(queries, seen.astype(jnp.int32)))
+        return jax.vmap(run)(q, k, v, splash.SegmentIds(queries, visible.astype(jnp.int32)))
 
-    out = _on_every_device(local, q, k, v, seen)  # [B, H, Q', K]
+    out = _on_every_device(local, q, k, v, visible)  # [B, H, Q', K]
     return out.swapaxes(1, 2)[:, :count].astype(v.dtype)
 
 
