@@ -71,6 +71,26 @@ def test_a_row_of_the_mesh_is_a_slice_of_the_devices():
     assert slice_numbers(jax.devices()) == set()
 
 
+@pytest.mark.parametrize("shape", [(4, 16, 1), (8, 8, 1), (1, 64, 1)])
+def test_an_axis_may_take_a_part_of_a_dimension_of_the_torus(shape):
+    """Of 8x8 chips 16 are two rows, or two columns: `jax.make_mesh` refuses them."""
+    chips = [
+        SimpleNamespace(
+            id=n,
+            platform="tpu",
+            device_kind="TPU v6 lite",
+            coords=(n % 8, n // 8, 0),
+            core_on_chip=0,
+            process_index=0,
+            slice_index=0,
+        )
+        for n in range(64)
+    ]
+    placed = lay_out_slices(1, shape, chips)
+    assert placed.shape == (1, *shape)
+    assert sorted(chip.id for chip in placed.flat) == list(range(64))
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [

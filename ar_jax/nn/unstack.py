@@ -24,11 +24,11 @@ def unstack(params: dict[str, Any], stacks: Mapping[str, int], dtype: DTypeLike)
 
 
 def _unrolled(stack: dict[str, Any], depth: int, dtype: DTypeLike) -> dict[str, Any]:
-    def layer(path: tuple, leaf: Array, index: int) -> Array:
-        return leaf[index].astype(dtype) if path[-1].key == "kernel" else leaf[index]
+    def cast(path: tuple, leaf: Array) -> Array:
+        return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
 
+    blocks = jax.tree.map_with_path(cast, stack["blocks"])
     layers = {
-        f"blocks_{i}": jax.tree.map_with_path(lambda *leaf, i=i: layer(*leaf, i), stack["blocks"])
-        for i in range(depth)
+        f"blocks_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(depth)
     }
     return {name: value for name, value in stack.items() if name != "blocks"} | layers

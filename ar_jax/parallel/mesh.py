@@ -78,11 +78,9 @@ def make_mesh(
             f"config.mesh asks for {fixed} devices ({_product(sizes)}) but there are {where}: set "
             f"one axis to -1, or sizes whose product is {count}"
         )
-    shape = tuple(sizes.values())
+    placed = lay_out_slices(slices, tuple(sizes.values()), devices)
     if slices == 1:
-        types = (AxisType.Auto,) * len(AXES)
-        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
-    placed = lay_out_slices(slices, shape, devices)
+        return Mesh(placed[0], AXES, axis_types=(AxisType.Auto,) * len(AXES))
     return Mesh(placed, (SLICE, *AXES), axis_types=(AxisType.Auto,) * (1 + len(AXES)))
 
 
@@ -94,14 +92,20 @@ def slice_numbers(devices: Sequence[Any]) -> set[int]:
 
 
 def lay_out_slices(slices: int, shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-    """Devices [slices, *shape]: a slice in each row, laid out as its links are."""
+    """Devices [slices, *shape]: a slice in each row, laid out as its links are.
+
+    An axis may take a part of one of the torus's dimensions (16 of 8x8), which has fewer links:
+    better than to refuse the sizes.
+    """
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)[None]
     if not slice_numbers(devices):
         return np.asarray(devices).reshape(slices, *shape)
     return mesh_utils.create_hybrid_device_mesh(
         (1, *shape),
         (slices, *(1 for _ in shape)),
         devices,
-        allow_split_physical_axes=True,  # as `jax.make_mesh`: better than to refuse the sizes
+        allow_split_physical_axes=True,
     )
 
 
