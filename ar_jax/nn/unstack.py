@@ -28,7 +28,5 @@ def _unrolled(stack: dict[str, Any], depth: int, dtype: DTypeLike) -> dict[str, 
         return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
 
     blocks = jax.tree.map_with_path(cast, stack["blocks"])
-    layers = {
-        f"blocks_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(depth)
-    }
+    layers = {f"blocks_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(depth)}
     return {name: value for name, value in stack.items() if name != "blocks"} | layers
