@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ar_jax.nn.adaptive_mlp import NORM_EPSILON, XAVIER, AdaptiveBlock
+from ar_jax.nn.adaptive_mlp import NORM_EPSILON, XAVIER, AdaptiveBlock, divided
 from ar_jax.nn.diffusion import Diffusion, timestep_features
 from ar_jax.nn.layers import layer_norm
 from ar_jax.nn.modulation import Modulation
@@ -87,12 +87,12 @@ class DiffusionHead(nn.Module, kw_only=True):
         """As `__call__` from embedded hidden states [N, width], which do not change with t."""
         time = self.time_in(timestep_features(t, TIME_FEATURES).astype(self.dtype))
         time = self.time_out(jax.nn.silu(time))  # [N or 1, width]
-        y = (time + condition)[:, None]  # [N, 1, width]
+        y = divided((time + condition)[:, None])  # [N, 1, width]
         h = self.noisy_embed(x.astype(self.dtype))
         for block in self.blocks:
             h = block(h, y)
         shift, scale = (self.final_modulation(y)[:, 0, i] for i in range(2))
-        h = layer_norm(h, epsilon=NORM_EPSILON) * (1 + scale) + shift
+        h = divided(layer_norm(h, epsilon=NORM_EPSILON) * (1 + scale) + shift)
         estimate, coefficient = jnp.split(self.output(h), 2, axis=-1)
         return estimate, coefficient
 

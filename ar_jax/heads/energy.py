@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ar_jax.nn.adaptive_mlp import NORM_EPSILON, XAVIER, AdaptiveBlock
+from ar_jax.nn.adaptive_mlp import NORM_EPSILON, XAVIER, AdaptiveBlock, divided
 from ar_jax.nn.layers import layer_norm
 from ar_jax.nn.modulation import Modulation
 
@@ -74,7 +74,7 @@ class EnergyHead(nn.Module, kw_only=True):
         for block in self.blocks:
             h = block(h, y, temperature)
         shift, scale = (self.final_modulation(y)[:, 0, i] for i in range(2))
-        h = layer_norm(h, epsilon=NORM_EPSILON) * (1 + scale) + shift
+        h = divided(layer_norm(h, epsilon=NORM_EPSILON) * (1 + scale) + shift)
         return self.output(h)
 
     def loss(self, hidden: Array, codes: Array, draws: Any) -> tuple[Array, dict[str, Array]]:

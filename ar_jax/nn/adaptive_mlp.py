@@ -15,6 +15,15 @@ NORM_EPSILON = 1e-6
 XAVIER = nn.initializers.xavier_uniform()
 
 
+def divided(x: Array) -> Array:
+    """[N, ...] with its rows over the devices that divide the batch.
+
+    Without it the compiler follows the sharding of the weights: every device computes all rows, and
+    the sums over what it has of the width travel.
+    """
+    return nn.with_logical_constraint(x, ("batch", *[None] * (x.ndim - 1)))
+
+
 class AdaptiveBlock(nn.Module, kw_only=True):
     """x + gate * mlp(norm(x) * (1 + scale) + shift), the three vectors from a second input."""
 
@@ -23,7 +32,7 @@ class AdaptiveBlock(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: Array, condition: Array, temperature: Array | float = 1.0) -> Array:
         """x [N, W], its condition [N, 1, W] and a factor on the shift -> [N, W]."""
-        width = x.shape[-1]
+        x, condition, width = divided(x), divided(condition), x.shape[-1]
         vectors = Modulation(
             vectors=3, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation"
         )(condition)

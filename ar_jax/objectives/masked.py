@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ar_jax.api import Array, Aux, Batch, Cond, Params, Stats, System
+from ar_jax.nn.adaptive_mlp import divided
 from ar_jax.objectives.latents import draw_latent_codes
 from ar_jax.objectives.ranges import check_share
 
@@ -148,14 +149,15 @@ class Masked:
 
         def rows(x: Array) -> Array:
             """[B, L, n] -> [B R L, n]; images stay outermost, as they lie on the devices."""
-            return jnp.broadcast_to(x[:, None], (*shape, x.shape[-1])).reshape(-1, x.shape[-1])
+            repeated = jnp.broadcast_to(x[:, None], (*shape, x.shape[-1]))
+            return divided(repeated.reshape(-1, x.shape[-1]))
 
         with jax.named_scope("head_and_loss"):
             losses, parts = head.apply(
                 {"params": params["head"]},
                 rows(hidden),
                 rows(codes),
-                jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), draws.head),
+                jax.tree.map(lambda x: divided(x.reshape(-1, *x.shape[3:])), draws.head),
                 method="loss",
             )
         share = hide(draws.order, draws.rate, self.rate_min).astype(jnp.float32)

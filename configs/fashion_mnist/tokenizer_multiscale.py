@@ -3,8 +3,8 @@
     python experiments/train.py --config=configs/fashion_mnist/tokenizer_multiscale.py \
         --workdir=runs/tokenizer_multiscale
 
-Arguments (``--config=...py:ARG``): none, about 16 minutes of one CPU core; ``demo``, about two and a
-half of two; ``smoke``, seconds.
+Arguments (``--config=...py:ARG``): none, about 16 minutes of one CPU core; ``demo``, about two and
+a half of two; ``smoke``, seconds.
 """
 
 import ml_collections

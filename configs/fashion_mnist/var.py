@@ -3,9 +3,9 @@
     python experiments/train.py --config=configs/fashion_mnist/var.py --workdir=runs/var \
         --config.tokenizer_checkpoint=runs/tokenizer_multiscale
 
-Arguments (``--config=...py:ARG``): none, about 46 minutes of one CPU core; ``demo``, about three and
-a half of two; ``smoke``, seconds. Each needs the tokenizer of the same argument. With cached codes
-(experiments/cache_codes.py) add ``--config.data.source=codes:DIR``.
+Arguments (``--config=...py:ARG``): none, about 46 minutes of one CPU core; ``demo``, about three
+and a half of two; ``smoke``, seconds. Each needs the tokenizer of the same argument. With cached
+codes (experiments/cache_codes.py) add ``--config.data.source=codes:DIR``.
 """
 
 import ml_collections
