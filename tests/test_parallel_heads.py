@@ -39,7 +39,8 @@ def has_all_rows(system: str) -> bool:
         batch = jax.tree.map(lambda leaf: placed(leaf, batch_sharding(mesh)), shapes)
         gradient = jax.jit(jax.grad(loss))
         text = gradient.lower(split, {}, frozen_params(objective), batch, key).compile().as_text()
-    return re.search(rf"f32\[{rows}(,\d)*,{WIDTH}\]", text or "") is not None
+    assert text
+    return re.search(rf"f32\[{rows}(,\d)*,{WIDTH}\]", text) is not None
 
 
 def test_a_device_computes_its_own_rows(monkeypatch):

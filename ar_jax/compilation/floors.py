@@ -150,7 +150,10 @@ def weight_bytes(params: Params) -> int:
 
 
 def cache_bytes(cache: Cache) -> int:
-    """2 x layers x B x H x T x K numbers, B twice the images with guidance; arrays or shapes."""
+    """2 x layers x B x H x T x K numbers, B twice the images with guidance; arrays or shapes.
+
+    T is filled up to a multiple of 128 where a step has as many rows, see `empty_cache`.
+    """
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
 
 
